@@ -1,0 +1,542 @@
+"""Reads and writes image files without touching what is not restored.
+
+Pixels stay in their stored orientation; the alpha channel, the EXIF block and the ICC profile are kept.
+"""
+
+import errno
+import io
+import logging
+import os
+import secrets
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Pillow, OpenCV and tifffile are imported where they are used, so that importing this module is quick.
+
+SUFFIXES = {
+    ".png": "PNG",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+}
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_STARTS = {_PNG_START: "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+_STARTS |= {b"II+\0": "TIFF", b"MM\0+": "TIFF"}  # BigTIFF
+_EXIF_START = b"Exif\0\0"
+_ORIENTATION, _EXTRA_SAMPLES, _ICC = 274, 338, 34675
+# The TIFF tags that describe the photograph, while the others describe how its pixels are stored:
+# description, make, model, orientation, resolution x 3, software, date, artist, copyright, EXIF, GPS.
+_DESCRIPTIVE = frozenset({270, 271, 272, _ORIENTATION, 282, 283, 296, 305, 306, 315, 33432, 34665, 34853})
+_QUIET = logging.NullHandler()
+_TRUNCATED = "is truncated: get a whole copy of the file"
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read or written: one sentence that names the file and the way out."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image, in its stored orientation.
+
+    pixels: (H, W) grey or (H, W, 3) RGB, uint8 (0..255) or uint16 (0..65535).
+    alpha: (H, W) of the same dtype, straight (not premultiplied), or None.
+    format: that of the file it was read from; lossy: JPEG, or WebP that is not lossless.
+    exif: the EXIF block, from its TIFF header on (no "Exif" prefix); icc: the ICC profile.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    format: str = "PNG"
+    lossy: bool = False
+    exif: bytes | None = None
+    icc: bytes | None = None
+
+
+def is_image_path(path: str | Path) -> bool:
+    """Whether the path has the suffix of a format that is read and written here."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
+def read_image(source: str | Path | bytes, *, max_pixels: int = 200_000_000) -> Picture:
+    """Read an image file, or the bytes of one; its format is told from the content.
+
+    Reads 8- and 16-bit PNG and TIFF, JPEG, WebP and BMP. Palettes and 1- to 4-bit images are expanded
+    to 8 bits, transparent colours become an alpha channel, premultiplied TIFF alpha is made straight.
+    A broken EXIF block or ICC profile is dropped. The EXIF block of a TIFF is built from its
+    descriptive tags: orientation, camera, dates, author, resolution, EXIF and GPS tables.
+
+    Raises ImageError for all that would not be read whole and right: damaged or truncated files, more
+    than max_pixels pixels (told before decoding), CMYK, animations, several pages, float TIFF, other
+    formats.
+    """
+    name = "the image data" if isinstance(source, bytes) else _printable(source)
+    data = source if isinstance(source, bytes) else _read_file(Path(source))
+    try:
+        format = _format_of(data)
+        with warnings.catch_warnings(action="ignore"):
+            if format == "PNG":
+                return _read_png(data, max_pixels)
+            if format == "TIFF":
+                return _read_tiff(data, max_pixels)
+            return _read_by_pillow(data, max_pixels, format)
+    except ImageError as refusal:  # the functions below leave the name of the file to this place
+        raise ImageError(f"{name} {refusal}") from refusal.__cause__
+    except MemoryError as error:
+        raise ImageError(f"{name} does not fit in memory: cut it in smaller pictures") from error
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise ImageError(f"{name} is damaged or of a rare kind: get a whole copy or a PNG") from error
+
+
+def _printable(path: str | Path) -> str:
+    return str(path) if str(path).isprintable() else repr(str(path))
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError(f"{_printable(path)} does not exist: check the path") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a valid path"
+        raise ImageError(f"{_printable(path)} cannot be read ({reason}): name another file") from error
+
+
+def _format_of(data: bytes) -> str:
+    if not data:
+        raise ImageError("is empty: get a whole copy of the file")
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    for start, format in _STARTS.items():
+        if data.startswith(start):
+            return format
+    raise ImageError("is not a PNG, TIFF, JPEG, WebP or BMP image: convert it to PNG or TIFF first")
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(f"has {width} x {height} pixels, over the limit of {max_pixels}: cut or shrink it")
+
+
+def _picture(
+    samples: np.ndarray, format: str, exif: bytes | None, icc: bytes | None, lossy: bool = False
+) -> Picture:
+    """The Picture of (H, W) or (H, W, 1 to 4) samples: grey, grey + alpha, RGB or RGBA."""
+    samples = samples.reshape(*samples.shape[:2], -1)
+    channels = samples.shape[2]
+    pixels = np.ascontiguousarray(samples[..., :3] if channels > 2 else samples[..., 0])
+    alpha = samples[..., -1].copy() if channels in (2, 4) else None
+    while exif and exif.startswith(_EXIF_START):
+        exif = exif[len(_EXIF_START) :]
+    exif = exif if len(_load_exif(exif)) else None
+    icc = icc if icc and icc[36:40] == b"acsp" and int.from_bytes(icc[:4], "big") <= len(icc) else None
+    return Picture(pixels, alpha, format, lossy, exif, icc)
+
+
+def _load_exif(block: bytes | None) -> Any:
+    """Pillow's Exif of a block (or of a whole TIFF); an empty one when it is broken."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    try:
+        exif.load(block or b"")
+        dict(exif)
+    except Exception:  # noqa: BLE001, the parser raises nearly anything on broken blocks
+        exif = Image.Exif()
+    return exif
+
+
+def _descriptive_exif(block: bytes | None) -> Any:
+    """Pillow's Exif of a block (or of a whole TIFF), with no other tags than the descriptive ones."""
+    exif = _load_exif(block)
+    for tag in set(exif) - _DESCRIPTIVE:
+        del exif[tag]
+    try:
+        exif.tobytes()
+    except Exception:  # noqa: BLE001, odd tags that cannot be written again: the orientation alone matters
+        for tag in set(exif) - {_ORIENTATION}:
+            del exif[tag]
+    return exif
+
+
+# ------------------------------------------------------------------------------------- JPEG, WebP, BMP
+
+
+def _read_by_pillow(data: bytes, max_pixels: int, format: str) -> Picture:
+    lossy = format == "JPEG"
+    if format == "WEBP":  # opening it takes the memory of its pixels already
+        width, height, lossy = _webp_header(data)
+        _check_size(width, height, max_pixels)
+    image = _pillow_image(data, format)
+    _check_size(image.width, image.height, max_pixels)
+    samples = _pillow_samples(image)
+    return _picture(samples, format, image.info.get("exif"), image.info.get("icc_profile"), lossy)
+
+
+def _pillow_image(data: bytes, format: str) -> Any:
+    """Pillow's image, not decoded yet, without Pillow's own limit of pixels."""
+    from PIL import Image
+
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        return Image.open(io.BytesIO(data), formats=[format])
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _pillow_samples(image: Any) -> np.ndarray:
+    """(H, W) or (H, W, 1 to 4) uint8 samples of an image that Pillow opened and has yet to decode."""
+    if image.mode == "CMYK":
+        raise ImageError("is a CMYK picture: convert it to RGB first")
+    palette = "RGBA" if "transparency" in image.info else "RGB"
+    image = image.convert({"1": "L", "P": palette, "YCbCr": "RGB"}.get(image.mode, image.mode))
+    if image.mode not in ("L", "LA", "RGB", "RGBA"):
+        raise ImageError(f"is of a kind that is not read ({image.mode}): convert it to RGB or grey first")
+    return np.array(image)
+
+
+def _webp_header(data: bytes) -> tuple[int, int, bool]:
+    """Width, height, and whether it is lossy."""
+    at = 12
+    while at < len(data):
+        kind, size = struct.unpack_from("<4sI", data, at)
+        if kind == b"ANIM":
+            raise ImageError("is an animation: save the frame you want as PNG first")
+        if kind == b"VP8L":
+            (bits,) = struct.unpack_from("<I", data, at + 9)
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, False
+        if kind == b"VP8 ":
+            width, height = struct.unpack_from("<HH", data, at + 14)
+            return width & 0x3FFF, height & 0x3FFF, True
+        at += 8 + size + size % 2
+    raise ImageError(_TRUNCATED)
+
+
+# ------------------------------------------------------------------------------------------------- PNG
+
+
+def _read_png(data: bytes, max_pixels: int) -> Picture:
+    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+    _check_size(width, height, max_pixels)
+    chunks = _png_chunks(data)
+    if b"acTL" in chunks and int.from_bytes(chunks[b"acTL"][0][:4], "big") > 1:
+        raise ImageError("is an animation: save the frame you want as a plain PNG first")
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    _check_png_data(chunks[b"IDAT"], height * (1 + (width * bits + 7) // 8))
+    # The decoder gets nothing but the pixels: no orientation, gamma or broken text can get in the way.
+    kinds = (b"IHDR", b"PLTE", b"tRNS", b"IDAT") if colour == 3 else (b"IHDR", b"IDAT")
+    parts = [_png_chunk(kind, b"".join(chunks[kind])) for kind in kinds if kind in chunks]
+    core = b"".join([_PNG_START, *parts, _png_chunk(b"IEND", b"")])
+    samples = _opencv_samples(core) if depth == 16 else _pillow_samples(_pillow_image(core, "PNG"))
+    samples = samples.reshape(height, width, -1)
+    if colour == 4:
+        samples = samples[..., [0, -1]]  # OpenCV repeats the grey three times
+    if colour in (0, 2) and b"tRNS" in chunks:
+        samples = np.dstack([samples, _keyed_alpha(samples, chunks[b"tRNS"][0], depth)])
+    exif, profile = chunks.get(b"eXIf", [b""])[0], chunks.get(b"iCCP", [b""])[0]
+    return _picture(samples, "PNG", exif, _png_profile(profile))
+
+
+def _png_chunks(data: bytes) -> dict[bytes, list[bytes]]:
+    """The bodies of the chunks by kind; broken ones are left out when they hold no pixels."""
+    chunks: dict[bytes, list[bytes]] = {}
+    at = len(_PNG_START)
+    while b"IEND" not in chunks:
+        if at + 12 > len(data):
+            raise ImageError(_TRUNCATED)
+        size, kind = struct.unpack_from(">I4s", data, at)
+        body, checksum = data[at + 8 : at + 8 + size], data[at + 8 + size : at + 12 + size]
+        if zlib.crc32(body, zlib.crc32(kind)).to_bytes(4, "big") == checksum:
+            chunks.setdefault(kind, []).append(body)
+        elif kind[:1].isupper():
+            raise ImageError("is damaged or truncated (PNG checksum): get a whole copy of the file")
+        at += 12 + size
+    return chunks
+
+
+def _png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + zlib.crc32(body, zlib.crc32(kind)).to_bytes(4, "big")
+
+
+def _check_png_data(bodies: list[bytes], expected: int) -> None:
+    """Refuse pixel data that ends too early, which OpenCV decodes in silence."""
+    inflater, size = zlib.decompressobj(), 0
+    for body in bodies:
+        for at in range(0, len(body), 1 << 16):  # in pieces, to hold little of the result at a time
+            size += len(inflater.decompress(body[at : at + (1 << 16)]))
+    if size < expected:
+        raise ImageError(_TRUNCATED)
+
+
+def _png_profile(body: bytes) -> bytes | None:
+    try:
+        return zlib.decompress(body.partition(b"\0")[2][1:])
+    except zlib.error:
+        return None
+
+
+def _keyed_alpha(samples: np.ndarray, key: bytes, depth: int) -> np.ndarray:
+    """(H, W) alpha: zero where the (H, W, C) samples have the one transparent colour of the file."""
+    top = np.iinfo(samples.dtype).max
+    scale = top // (2**depth - 1)  # 1 to 4 bits are expanded to 8
+    colour = np.frombuffer(key, ">u2").astype(np.uint32) * scale
+    return np.where((samples == colour).all(axis=2), 0, top).astype(samples.dtype)
+
+
+def _opencv_samples(data: bytes) -> np.ndarray:
+    """(H, W) or (H, W, C) uint16 samples in RGB order; the data must hold no orientation to apply."""
+    import cv2
+
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    if samples is None or samples.dtype != np.uint16:
+        raise ValueError("not decoded as 16 bits")
+    return samples if samples.ndim == 2 else samples[..., [2, 1, 0, 3][: samples.shape[2]]]
+
+
+# ------------------------------------------------------------------------------------------------ TIFF
+
+
+def _read_tiff(data: bytes, max_pixels: int) -> Picture:
+    import tifffile
+
+    logging.getLogger("tifffile").addHandler(_QUIET)  # or its warnings go to the terminal
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        page: Any = tiff.pages[0]
+        _check_size(page.imagewidth, page.imagelength, max_pixels)
+        if len(tiff.pages) > 1:
+            raise ImageError(f"has {len(tiff.pages)} pages: save the one you want in its own file first")
+        _check_tiff(page, len(data))
+        samples = _tiff_samples(page, data)
+    if tuple(page.extrasamples) == (1,):
+        samples = _straight(samples)
+    exif = _descriptive_exif(data)
+    if _ORIENTATION in page.tags:
+        exif.setdefault(_ORIENTATION, int(page.tags[_ORIENTATION].value))  # Pillow reads no tags of BigTIFF
+    return _picture(samples, "TIFF", exif.tobytes(), page.tags.valueof(_ICC))
+
+
+def _check_tiff(page: Any, size: int) -> None:
+    if page.photometric == 5:
+        raise ImageError("is a CMYK picture: convert it to RGB first")
+    if page.sampleformat != 1 or page.bitspersample not in (1, 2, 4, 8, 16):
+        raise ImageError("has samples that are not 8- or 16-bit integers: convert it to 16 bits first")
+    if page.photometric not in (0, 1, 2, 3, 6) or page.subfiletype & 1 or 50706 in page.tags:  # a DNG
+        raise ImageError("is not a plain grey or RGB picture (a camera raw file?): convert it to RGB first")
+    if page.samplesperpixel - (3 if page.photometric in (2, 6) else 1) > 1 or page.imagedepth > 1:
+        raise ImageError("has more channels than colour and alpha: save it without the others first")
+    counts = page.databytecounts
+    ends = [at + count for at, count in zip(page.dataoffsets, counts, strict=True)]
+    if not ends or max(ends) > size or min(counts) == 0:
+        raise ImageError(_TRUNCATED)
+
+
+def _tiff_samples(page: Any, data: bytes) -> np.ndarray:
+    """(H, W) or (H, W, C) uint8 or uint16 samples; the alpha as stored, and white the top value."""
+    plain = page.photometric in (0, 1, 2) and page.bitspersample in (8, 16)
+    if plain and page.compression in (1, 8, 32946):  # none or deflate, which tifffile decodes by itself
+        if page.compression == 1 and sum(page.databytecounts) < page.nbytes:
+            raise ImageError(_TRUNCATED)
+        samples = page.asarray()
+        samples = np.moveaxis(samples, 0, 2) if samples.ndim == 3 and page.planarconfig == 2 else samples
+    elif page.bitspersample <= 8:
+        return _pillow_samples(_pillow_image(_as_stored(page, data), "TIFF"))
+    elif plain and page.samplesperpixel != 2 and page.planarconfig == 1:
+        samples = _opencv_samples(_as_stored(page, data))
+    else:
+        raise ImageError("is a 16-bit TIFF of a rare kind: save it again without compression")
+    return np.iinfo(samples.dtype).max - samples if page.photometric == 0 else samples
+
+
+def _as_stored(page: Any, data: bytes) -> bytes:
+    """The file with its orientation and kind of alpha made neutral, as the decoders act on both tags."""
+    patched = bytearray(data)
+    for code, value in ((_ORIENTATION, 1), (_EXTRA_SAMPLES, 2)):
+        tag = page.tags.get(code)
+        if tag is not None:
+            kind = page.parent.byteorder + ("I" if tag.dtype == 4 else "H")
+            struct.pack_into(kind, patched, tag.valueoffset, value)
+    return bytes(patched)
+
+
+def _straight(samples: np.ndarray) -> np.ndarray:
+    """Divide the colours by the alpha they were multiplied with."""
+    top = np.iinfo(samples.dtype).max
+    colours, alpha = samples[..., :-1], samples[..., -1:]
+    colours = np.rint(colours * (float(top) / np.maximum(alpha, 1))).clip(0, top).astype(samples.dtype)
+    return np.concatenate([colours, alpha], axis=2)
+
+
+# --------------------------------------------------------------------------------------------- writing
+
+
+def encode_image(picture: Picture, format: str) -> bytes:
+    """The bytes of a file of the picture, always the same for the same picture.
+
+    PNG, TIFF (not compressed), BMP and WebP are lossless, though WebP makes RGB of grey; JPEG has
+    quality 95 and full colour resolution. The EXIF block is written byte for byte, except in TIFF,
+    which takes its descriptive tags with the EXIF and GPS tables, and in BMP, which holds no metadata.
+
+    Raises ImageError when the format cannot hold the picture: 16 bits elsewhere than in PNG and TIFF,
+    alpha in JPEG or BMP, sides too long.
+    """
+    _check_writable(picture, format)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            if format == "TIFF":
+                return _encode_tiff(picture)
+            if picture.pixels.dtype == np.uint16:
+                return _encode_png16(picture)
+            return _encode_by_pillow(picture, format)
+    except (OSError, ValueError, struct.error) as error:
+        height, width = picture.pixels.shape[:2]
+        raise ImageError(f"{width} x {height} pixels and EXIF do not fit in {format}: choose PNG") from error
+
+
+def write_image(
+    path: str | Path, picture: Picture, format: str | None = None, *, overwrite: bool = False
+) -> None:
+    """Write the picture in a format told from the suffix by default; see encode_image and write_bytes."""
+    format = format or SUFFIXES.get(Path(path).suffix.lower())
+    if format is None:
+        raise ImageError(f"{_printable(path)} has no image suffix: use one of {', '.join(SUFFIXES)}")
+    try:
+        data = encode_image(picture, format)
+    except ImageError as refusal:
+        raise ImageError(f"{_printable(path)} cannot be written: {refusal}") from refusal.__cause__
+    write_bytes(path, data, overwrite=overwrite)
+
+
+def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = False) -> None:
+    """Write a whole file or nothing: under a hidden name in the same folder first, then put in place.
+
+    Raises ImageError when the file exists and overwrite is False, and when it cannot be written.
+    """
+    try:
+        target = Path(os.path.realpath(path))  # a symbolic link stays one
+        temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            (os.replace if overwrite else _put_new)(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except FileExistsError as error:
+        raise ImageError(f"{_printable(path)} exists: choose another name or ask to overwrite it") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{_printable(path)} cannot be written: {_reason(error)}") from error
+
+
+def _put_new(temporary: Path, target: Path) -> None:
+    """Give the file its name; FileExistsError when it is taken, even at the last moment."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError:  # no links on this file system: an empty file takes the name first
+        target.open("xb").close()
+        try:
+            os.replace(temporary, target)
+        except OSError:
+            target.unlink()
+            raise
+
+
+def _reason(error: OSError | ValueError) -> str:
+    code = getattr(error, "errno", None)
+    if code in (errno.ENOENT, errno.ENOTDIR):
+        return "its folder does not exist, create it first"
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full, make room first"
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "its folder is write-protected, choose another one"
+    return f"{getattr(error, 'strerror', None) or 'not a valid path'}, choose another place"
+
+
+def _check_writable(picture: Picture, format: str) -> None:
+    pixels, alpha = picture.pixels, picture.alpha
+    if format not in SUFFIXES.values():
+        raise ImageError(f"{format!r} is not a format that is written: choose PNG, TIFF, JPEG, WEBP or BMP")
+    if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim < 2 or pixels.shape[2:] not in ((), (3,)):
+        raise ImageError(f"{pixels.dtype} {pixels.shape} is no picture: give 8- or 16-bit grey or RGB")
+    if pixels.size == 0:
+        raise ImageError("the picture is empty: give one pixel at least")
+    if alpha is not None and (alpha.shape, alpha.dtype) != (pixels.shape[:2], pixels.dtype):
+        raise ImageError("the alpha channel is unlike the pixels: give both of one size and type")
+    if pixels.dtype == np.uint16 and format not in ("PNG", "TIFF"):
+        raise ImageError(f"a 16-bit picture does not fit in {format}: choose PNG or TIFF")
+    if alpha is not None and format in ("JPEG", "BMP"):
+        raise ImageError(f"a picture with an alpha channel does not fit in {format}: choose PNG or TIFF")
+
+
+def _samples(picture: Picture) -> np.ndarray:
+    """(H, W, 1 to 4): the pixels, then the alpha channel if any."""
+    return np.dstack([picture.pixels] if picture.alpha is None else [picture.pixels, picture.alpha])
+
+
+def _encode_by_pillow(picture: Picture, format: str) -> bytes:
+    from PIL import Image
+
+    settings: dict[str, dict[str, Any]] = {
+        "PNG": {"compress_level": 4},  # as small as the default on photographs, and several times as quick
+        "JPEG": {"quality": 95, "subsampling": 0},
+        "WEBP": {"lossless": True, "exact": True},
+    }
+    options = settings.get(format, {})
+    if picture.exif:
+        options["exif"] = _EXIF_START + picture.exif
+    if picture.icc:
+        options["icc_profile"] = picture.icc
+    file = io.BytesIO()
+    samples = picture.pixels if picture.alpha is None else _samples(picture)
+    Image.fromarray(samples).save(file, format, **options)
+    return file.getvalue()
+
+
+def _encode_png16(picture: Picture) -> bytes:
+    """By hand, as Pillow writes no 16-bit colours and OpenCV no 16-bit grey with alpha."""
+    samples = _samples(picture)
+    height, width, channels = samples.shape
+    rows, step = samples.astype(">u2").reshape(height, -1).view(np.uint8), 2 * channels
+    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
+    filtered[:, 0] = 1  # the filter of the row: each byte less the same one of the pixel on its left
+    filtered[:, 1 : 1 + step] = rows[:, :step]
+    np.subtract(rows[:, step:], rows[:, :-step], out=filtered[:, 1 + step :])
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    parts = [_PNG_START, _png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))]
+    if picture.icc:
+        parts.append(_png_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc)))
+    if picture.exif:
+        parts.append(_png_chunk(b"eXIf", picture.exif))
+    parts += [_png_chunk(b"IDAT", zlib.compress(filtered.tobytes())), _png_chunk(b"IEND", b"")]
+    return b"".join(parts)
+
+
+def _encode_tiff(picture: Picture) -> bytes:
+    """By hand: an EXIF block is a TIFF without pixels, so this adds the tags of the pixels, then them."""
+    samples = _samples(picture)
+    height, width, channels = samples.shape
+    exif = _descriptive_exif(picture.exif)
+    exif.endian = exif.endian or "<"
+    exif.update({256: width, 257: height, 258: (8 * samples.itemsize,) * channels})
+    exif.update({259: 1, 262: 2 if channels > 2 else 1, 277: channels})  # not compressed; RGB or grey
+    exif.update({273: 0, 278: height, 279: samples.nbytes})  # one strip, which Pillow puts after the tags
+    exif.update({} if picture.alpha is None else {_EXTRA_SAMPLES: 2})
+    exif.update({_ICC: picture.icc} if picture.icc else {})
+    stored = samples.astype(samples.dtype.newbyteorder(exif.endian))
+    return exif.tobytes()[len(_EXIF_START) :] + stored.tobytes()

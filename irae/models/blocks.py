@@ -1,0 +1,211 @@
+"""Coupling blocks, the subnets inside them, and the registry of all blocks.
+
+A new block is one class with the contract of `reversible.Invertible` and one line in `BLOCKS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from irae.models.reversible import Chain, HalfStep, Invertible
+
+
+class PlainSubnet(nn.Module):
+    """3x3 convolutions with ReLU between them; the last one starts at zero, so that a block starts as the identity.
+
+    The condition enters the first convolution's output through a 1x1 convolution of its own, averaged to the
+    resolution of the stream.
+
+    Args:
+        channels, out: width of the stream read, and of the message.
+        hidden: width between.
+        cond: condition channels K, 0 for none.
+        depth: number of convolutions, at least 2.
+
+    Shape: (N, channels, H, W), condition (N, K, H', W') with H' >= H or (N, K, 1, 1) -> (N, out, H, W).
+    """
+
+    def __init__(self, channels: int, out: int, hidden: int, cond: int = 0, depth: int = 3) -> None:
+        super().__init__()
+        self.first = conv3x3(channels, hidden)
+        self.middle = nn.ModuleList(conv3x3(hidden, hidden) for _ in range(depth - 2))
+        self.last = conv3x3(hidden, out, zero=True)
+        self.embed = nn.Conv2d(cond, hidden, 1, bias=False) if cond else None
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        x = self.first(x)
+        if self.embed is not None:
+            x = x.add_(self.embed(match_size(_required(cond), x)))
+        x = x.relu_()
+        for convolution in self.middle:
+            x = convolution(x).relu_()
+        return self.last(x)
+
+
+class USubnet(nn.Module):
+    """A small U: the stream goes down 2x2, through `depth` convolutions, up again and is added to where it left.
+
+    Twice the receptive field of a plain subnet for the same work. The subnet of a coupling need not be invertible.
+
+    Args: as `PlainSubnet`; `depth` counts the convolutions at the lower resolution.
+
+    Shape: as `PlainSubnet`; odd H and W are padded by replication inside.
+    """
+
+    def __init__(self, channels: int, out: int, hidden: int, cond: int = 0, depth: int = 2) -> None:
+        super().__init__()
+        self.first = conv3x3(channels, hidden)
+        self.down = nn.Conv2d(hidden, hidden, 2, stride=2)
+        self.middle = nn.ModuleList(conv3x3(hidden, hidden) for _ in range(depth))
+        self.up = nn.Conv2d(hidden, 4 * hidden, 1)
+        self.last = conv3x3(hidden, out, zero=True)
+        self.embed = nn.Conv2d(cond, hidden, 1, bias=False) if cond else None
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        x = self.first(x)
+        if self.embed is not None:
+            x = x.add_(self.embed(match_size(_required(cond), x)))
+        x = x.relu_()
+        height, width = x.shape[-2:]
+        even = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate") if height % 2 or width % 2 else x
+        low = self.down(even).relu_()
+        for convolution in self.middle:
+            low = convolution(low).relu_()
+        x = (x + spread(self.up(low))[..., :height, :width]).relu_()
+        return self.last(x)
+
+
+def spread(x: Tensor) -> Tensor:
+    """(N, 4 C, H, W) -> (N, C, 2 H, 2 W), channels (row, column, C): a pixel shuffle that stays channels_last."""
+    n, c, h, w = x.shape
+    tiles = x.permute(0, 2, 3, 1).reshape(n, h, w, 2, 2, c // 4)
+    return tiles.permute(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, c // 4).permute(0, 3, 1, 2)
+
+
+SUBNETS: dict[str, Callable[..., nn.Module]] = {"plain": PlainSubnet, "u": USubnet}
+
+
+class AdditiveHalfStep(HalfStep):
+    """moving + F(fixed)."""
+
+    def __init__(self, net: nn.Module, moves: int) -> None:
+        super().__init__(moves)
+        self.net = net
+
+    def message(self, fixed: Tensor, cond: Tensor | None) -> Tensor:
+        return self.net(fixed, cond)
+
+    def apply_message(self, moving: Tensor, message: Tensor) -> Tensor:
+        return moving + message.to(moving.dtype)
+
+    def undo_message(self, moved: Tensor, message: Tensor) -> Tensor:
+        return moved - message.to(moved.dtype)
+
+
+class AffineHalfStep(AdditiveHalfStep):
+    """moving * s(fixed) + t(fixed), with s in (1 / SCALE_LIMIT, SCALE_LIMIT) and 1 where the subnet says 0."""
+
+    SCALE_LIMIT = 2.0
+
+    def apply_message(self, moving: Tensor, message: Tensor) -> Tensor:
+        scale, shift = self._scale_shift(message)
+        return moving * scale + shift
+
+    def undo_message(self, moved: Tensor, message: Tensor) -> Tensor:
+        scale, shift = self._scale_shift(message)
+        return (moved - shift) / scale
+
+    def _scale_shift(self, message: Tensor) -> tuple[Tensor, Tensor]:
+        raw, shift = message.to(torch.promote_types(message.dtype, torch.float32)).chunk(2, dim=1)
+        return self.SCALE_LIMIT ** torch.tanh(raw), shift
+
+
+class AdditiveCoupling(Chain):
+    """a' = a + F(b); b' = b + G(a') (NICE, Dinh et al. 2015; RevNet, Gomez et al. 2017, eq. 5 and 6).
+
+    Args:
+        channels: channels of each stream.
+        cond: condition channels, 0 for none.
+        subnet: "plain" or "u" (`SUBNETS`).
+        hidden: width inside the subnets, `channels` by default.
+        depth: convolutions in the subnet (see the subnets).
+
+    Shape: a and b (N, channels, H, W), any H and W.
+    """
+
+    half_step: type[AdditiveHalfStep] = AdditiveHalfStep
+    message_channels = 1  # of the message, for each channel of the stream
+
+    def __init__(
+        self, channels: int, cond: int = 0, subnet: str = "plain", hidden: int | None = None, **options: Any
+    ) -> None:
+        out, hidden = self.message_channels * channels, hidden or channels
+        nets = (lookup(SUBNETS, subnet, "subnet")(channels, out, hidden, cond, **options) for _ in range(2))
+        super().__init__(self.half_step(net, moves) for moves, net in enumerate(nets))
+
+
+class AffineCoupling(AdditiveCoupling):
+    """a' = a * s(b) + t(b), then the same for b (RealNVP, Dinh et al. 2017, eq. 7); s bounded to (1/2, 2).
+
+    The error of the inverse grows at most by a factor 2 a half-step. Arguments and shapes: `AdditiveCoupling`.
+    """
+
+    half_step = AffineHalfStep
+    message_channels = 2
+
+
+BLOCKS: dict[str, Callable[..., Invertible]] = {
+    "additive": AdditiveCoupling,
+    "affine": AffineCoupling,
+}
+
+
+def build_block(name: str, channels: int, **options: Any) -> Invertible:
+    """A reversible block by its registered name.
+
+    Args:
+        name: a key of `BLOCKS`.
+        channels: channels of each of the two streams.
+        options: passed to the block's class.
+
+    Raises:
+        ValueError: the name is not registered; the message lists those that are.
+    """
+    return lookup(BLOCKS, name, "block")(channels, **options)
+
+
+def lookup(registry: dict[str, Callable[..., Any]], name: str, kind: str) -> Callable[..., Any]:
+    """The entry of a registry, or a ValueError that lists the names there are."""
+    if name not in registry:
+        raise ValueError(f"There is no {kind} named {name!r}; choose one of {', '.join(sorted(registry))}.")
+    return registry[name]
+
+
+def conv3x3(channels: int, out: int, zero: bool = False) -> nn.Conv2d:
+    """A 3x3 convolution with zero padding, He-initialised for ReLU, or zero."""
+    convolution = nn.Conv2d(channels, out, 3, padding=1)
+    if zero:
+        nn.init.zeros_(convolution.weight)
+    else:
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    assert convolution.bias is not None
+    nn.init.zeros_(convolution.bias)
+    return convolution
+
+
+def match_size(cond: Tensor, x: Tensor) -> Tensor:
+    """A condition map averaged down to the resolution of x; (N, K, 1, 1) stays, to be broadcast."""
+    if cond.shape[-2:] in ((1, 1), x.shape[-2:]):
+        return cond
+    return F.adaptive_avg_pool2d(cond, x.shape[-2:])
+
+
+def _required(cond: Tensor | None) -> Tensor:
+    if cond is None:
+        raise ValueError("This block was built with condition channels: pass `cond`.")
+    return cond

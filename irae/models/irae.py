@@ -1,0 +1,318 @@
+"""IRAE, the Invertible Restoring Autoencoder: an invertible encoder, a code, an invertible decoder.
+
+After Liu et al., "Invertible Restoring Autoencoder", ICONIP 2020. The image stream carries the input to the output,
+so the blocks learn the residual; what is not the image at the end is the rest, from which the input comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from irae.models.blocks import USubnet, build_block
+from irae.models.resample import RESAMPLERS, OrthogonalMixing, Resample
+from irae.models.reversible import Chain, Invertible, State
+
+
+Step = Callable[[State, Tensor | None], State]
+
+
+@dataclass(frozen=True)
+class IRAEConfig:
+    """All that builds an IRAE; stored in the header of its weights.
+
+    Attributes:
+        task: what the weights are for, "denoise".
+        block: a name registered in `irae.models.blocks.BLOCKS`.
+        block_options: further arguments of the block (subnet, hidden, depth ...).
+        channels: channels of each stream at each level, from the image down. One entry: one scale; more: a U, each
+            squeeze followed by a split whose other part waits as an invertible skip.
+        blocks: blocks at each level, in the encoder and again in the decoder.
+        lift: "unshuffle", "haar" or "dct", the squeeze of the image into channels.
+        squeeze: the same choice between levels.
+        mixing: an orthogonal 1x1 mixing after each block.
+        lifted: True: a = 0, b = [S(y), 0]. False: the bijective setting of the paper, [a, b] = S(y) with
+            nothing added, so `channels[0]` must be half of the squeezed image's channels.
+        cond: condition channels. For "denoise" 2: noise level / 255, and 1 where it is known.
+        image_channels: channels of the image.
+    """
+
+    task: str = "denoise"
+    block: str = "additive"
+    block_options: dict[str, Any] = field(default_factory=dict)
+    channels: tuple[int, ...] = (64,)
+    blocks: tuple[int, ...] = (1,)
+    lift: str = "unshuffle"
+    squeeze: str = "haar"
+    mixing: bool = False
+    lifted: bool = True
+    cond: int = 2
+    image_channels: int = 3
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+        if not self.channels or len(self.channels) != len(self.blocks):
+            raise ValueError("`channels` and `blocks` need one entry for each level.")
+        for name in (self.lift, self.squeeze):
+            if name not in RESAMPLERS:
+                raise ValueError(f"There is no squeeze named {name!r}; choose one of {', '.join(RESAMPLERS)}.")
+        squeezed = self.image_channels * RESAMPLERS[self.lift]().factor ** 2
+        if self.lifted and self.channels[0] < squeezed:
+            raise ValueError(f"The first level needs at least {squeezed} channels to hold the squeezed image.")
+        if not self.lifted and 2 * self.channels[0] != squeezed:
+            raise ValueError(f"Without the lift the first level has exactly {squeezed / 2:g} channels.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary of plain values that `IRAEConfig(**...)` reads."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Code:
+    """What the encoder makes of an image: everything, in other coordinates.
+
+    Attributes:
+        streams: the pair at the deepest level, (N, channels[-1], h, w) each.
+        skips: for each level above, from the image down, the pair set aside by its split.
+        size: (H, W) of the image before padding.
+    """
+
+    streams: State
+    skips: tuple[State, ...]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What is left beside the restored image: with it, the input comes back.
+
+    Its elements and the image's together are those of the lifted, padded state.
+
+    Attributes:
+        extra: all channels of the final state but the image's, (N, 2 * channels[0] - squeezed, h, w).
+        border: the pixels of the padded image outside the image, (N, C, pixels).
+        settings: the arithmetic that made it, such as "float32 on cpu".
+    """
+
+    extra: Tensor
+    border: Tensor
+    settings: str
+
+
+class RecoverError(ValueError):
+    """The rest does not belong to this image, condition, model or arithmetic."""
+
+
+class Lift(nn.Module):
+    """The injection of an image into a state, a = 0, b = [S(y), 0]; without `zeros` the bijection [b, a] = S(y).
+
+    Args:
+        squeeze: S.
+        image_channels: C, channels of the image.
+        channels: channels of each stream.
+
+    Shape: (N, C, H, W), H and W multiples of the squeeze's factor -> two of (N, channels, H / factor, W / factor).
+    """
+
+    TOLERANCE = 1e-3  # a quarter of an 8-bit level; what does not belong together is off by far more
+
+    def __init__(self, squeeze: Resample, image_channels: int, channels: int) -> None:
+        super().__init__()
+        self.squeeze, self.channels = squeeze, channels
+        self.width = image_channels * squeeze.factor**2
+
+    def forward(self, y: Tensor) -> State:
+        n, _, h, w = y.shape
+        extra = y.new_zeros(n, 2 * self.channels - self.width, h // self.squeeze.factor, w // self.squeeze.factor)
+        return self.join(y, extra)
+
+    def inverse(self, state: State) -> Tensor:
+        """The image of a state that `forward` made.
+
+        Raises:
+            RecoverError: channels that the lift set to 0 are not 0.
+        """
+        y, extra = self.split(state)
+        error = float(extra.abs().max()) if extra.numel() else 0.0
+        if not error <= self.TOLERANCE:
+            raise RecoverError(
+                f"The input does not come back (lifted channels are off by {error:.2g}): the rest belongs to another "
+                "image, condition, model or arithmetic."
+            )
+        return y
+
+    def image(self, state: State) -> Tensor:
+        """The image that a state holds, (N, C, H, W)."""
+        a, b = state
+        first = b if self.width <= self.channels else torch.cat((b, a), 1)
+        return self.squeeze.unsqueeze(first[:, : self.width])
+
+    def split(self, state: State) -> tuple[Tensor, Tensor]:
+        """The image that a state holds, and all its other channels."""
+        return self.image(state), torch.cat((state[1], state[0]), 1)[:, self.width :]
+
+    def join(self, image: Tensor, extra: Tensor) -> State:
+        """The state that `split` took apart."""
+        b, a = torch.cat((self.squeeze.squeeze(image), extra), 1).chunk(2, 1)
+        return a, b
+
+
+class Levels(nn.ModuleList):
+    """The chains of blocks of one half of the autoencoder, from the image's scale down."""
+
+    def __iter__(self) -> Iterator[Chain]:
+        return cast(Iterator[Chain], super().__iter__())
+
+    def steps(self) -> list[Step]:
+        """Their forward passes."""
+        return list(self)
+
+    def inverse_steps(self) -> list[Step]:
+        """Their inverses."""
+        return [chain.inverse for chain in self]
+
+
+class IRAE(nn.Module):
+    """An invertible restoring autoencoder.
+
+    Shape:
+        images: (N, 3, H, W), any H and W, nominally in [0, 1], not clipped.
+        cond: (N, config.cond, H, W) or (N, config.cond, 1, 1); see `irae.degrade.noise_condition`.
+
+    Args:
+        config: the architecture.
+        memory_free: rebuild activations in the backward pass instead of keeping them; slower, and the memory of a
+            training step does not grow with the number of blocks.
+    """
+
+    def __init__(self, config: IRAEConfig, memory_free: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.lift = Lift(RESAMPLERS[config.lift](), config.image_channels, config.channels[0])
+        self.squeeze = RESAMPLERS[config.squeeze]()
+        self.encoder = Levels(_level(config, level, memory_free) for level in range(len(config.channels)))
+        self.decoder = Levels(_level(config, level, memory_free) for level in range(len(config.channels)))
+        grid = 2 if any(isinstance(module, USubnet) for module in self.modules()) else 1
+        self.size_multiple = self.lift.squeeze.factor * self.squeeze.factor ** (len(config.channels) - 1) * grid
+
+    def forward(self, y: Tensor, cond: Tensor | None = None) -> Tensor:
+        """`restore`."""
+        return self.restore(y, cond)
+
+    def encode(self, y: Tensor, cond: Tensor | None = None) -> Code:
+        """The code of an image; `decode` makes the restored image of it."""
+        streams, skips = self._descend(self.lift(self._pad(y)), self.encoder.steps(), cond)
+        return Code(streams, skips, (y.shape[-2], y.shape[-1]))
+
+    def decode(self, code: Code, cond: Tensor | None = None) -> Tensor:
+        """The restored image of a code, not clipped."""
+        return _crop(self.lift.image(self._ascend(code, self.decoder.steps(), cond)), code.size)
+
+    def restore(self, y: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The restored image, not clipped."""
+        return self.decode(self.encode(y, cond), cond)
+
+    def restore_with_rest(self, y: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Rest]:
+        """The restored image and what is left beside it; `recover` gives y back from the two."""
+        with _reproducible():
+            code = self.encode(y, cond)
+            padded, extra = self.lift.split(self._ascend(code, self.decoder.steps(), cond))
+        return _crop(padded, code.size), Rest(extra, padded[..., _border(padded, code.size)], _settings(y))
+
+    @torch.no_grad()
+    def recover(self, x: Tensor, rest: Rest, cond: Tensor | None = None) -> Tensor:
+        """The image y whose `restore_with_rest(y, cond)` gave x and the rest.
+
+        With additive couplings in float32 the largest error is around 1e-4 of an 8-bit level.
+
+        Raises:
+            RecoverError: the rest was made with another arithmetic, or does not belong to x, `cond` or this model.
+        """
+        if rest.settings != _settings(x):
+            raise RecoverError(
+                f"The rest was made in {rest.settings} and this is {_settings(x)}: use the same precision and device."
+            )
+        size = (x.shape[-2], x.shape[-1])
+        padded = self._pad(x).clone()
+        border = _border(padded, size)
+        extra = self.lift.split(self.lift(padded))[1]
+        if rest.extra.shape != extra.shape or rest.border.shape[-1] != int(border.sum()):
+            raise RecoverError("The rest belongs to an image of another size or to another model.")
+        padded[..., border] = rest.border
+        with _reproducible():
+            state = self.lift.join(padded, rest.extra)
+            code = Code(*self._descend(state, self.decoder.inverse_steps(), cond), size)
+            state = self._ascend(code, self.encoder.inverse_steps(), cond)
+            return _crop(self.lift.inverse(state), size)
+
+    def _descend(
+        self, state: State, levels: Sequence[Step], cond: Tensor | None
+    ) -> tuple[State, tuple[State, ...]]:
+        """Down the levels, blocks first, then squeeze and split: the deepest streams and the skips."""
+        skips, cond = list[State](), self._pad_condition(cond)
+        for level, blocks in enumerate(levels):
+            if level:
+                wide, keep = self.squeeze(state), self.config.channels[level]
+                state = wide[0][:, :keep], wide[1][:, :keep]
+                skips.append((wide[0][:, keep:], wide[1][:, keep:]))
+            state = blocks(state, cond)
+        return state, tuple(skips)
+
+    def _ascend(self, code: Code, levels: Sequence[Step], cond: Tensor | None) -> State:
+        """Up the levels: blocks, then join and unsqueeze."""
+        state, cond = code.streams, self._pad_condition(cond)
+        for level in reversed(range(len(levels))):
+            state = levels[level](state, cond)
+            if level:
+                pairs = zip(state, code.skips[level - 1], strict=True)
+                a, b = (torch.cat(pair, 1) for pair in pairs)
+                state = self.squeeze.inverse((a, b))
+        return state
+
+    def _pad(self, image: Tensor) -> Tensor:
+        """Replication padding to a multiple of `size_multiple`; always channels_last, so that the layout is one."""
+        height, width = image.shape[-2:]
+        padding = (0, -width % self.size_multiple, 0, -height % self.size_multiple)
+        return F.pad(image, padding, mode="replicate").contiguous(memory_format=torch.channels_last)
+
+    def _pad_condition(self, cond: Tensor | None) -> Tensor | None:
+        return cond if cond is None or cond.shape[-2:] == (1, 1) else self._pad(cond)
+
+
+def _level(config: IRAEConfig, level: int, memory_free: bool) -> Chain:
+    parts = list[Invertible]()
+    for _ in range(config.blocks[level]):
+        parts.append(build_block(config.block, config.channels[level], cond=config.cond, **config.block_options))
+        if config.mixing:
+            parts.append(OrthogonalMixing(config.channels[level]))
+    return Chain(parts, memory_free=memory_free)
+
+
+def _crop(image: Tensor, size: tuple[int, int]) -> Tensor:
+    return image[..., : size[0], : size[1]]
+
+
+def _border(padded: Tensor, size: tuple[int, int]) -> Tensor:
+    """The mask (H, W) of the padding's pixels."""
+    mask = torch.ones(padded.shape[-2:], dtype=torch.bool, device=padded.device)
+    mask[: size[0], : size[1]] = False
+    return mask
+
+
+def _settings(image: Tensor) -> str:
+    """The arithmetic that a rest belongs to: subnets computed otherwise would not give the same input back."""
+    device = image.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image.dtype
+    return f"{str(dtype).removeprefix('torch.')} on {device}"
+
+
+def _reproducible() -> AbstractContextManager[None]:
+    """The same sums every time on a GPU: no TF32, no choice of algorithm by timing."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

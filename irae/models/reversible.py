@@ -1,0 +1,178 @@
+"""The contract of every invertible part, and the memory-free backward for a chain of them.
+
+A state is a pair of streams (a, b), each (N, C, H, W). `cond` is side information, known when inverting too.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+State = tuple[Tensor, Tensor]
+
+
+class Invertible(nn.Module, ABC):
+    """A bijection on states: `inverse(forward(s, cond), cond) = s` up to rounding, and the other way round.
+
+    Shape:
+        state: two tensors (N, C, H, W). Resampling parts change C, H and W, others keep them.
+        cond: (N, K, H', W') or (N, K, 1, 1), or None for parts that take none.
+    """
+
+    @abstractmethod
+    def forward(self, state: State, cond: Tensor | None = None) -> State:
+        """The state after this part."""
+
+    @abstractmethod
+    def inverse(self, state: State, cond: Tensor | None = None) -> State:
+        """The state before this part, from the state after it."""
+
+    def rebuild(self, output: State, cond: Tensor | None = None) -> tuple[State, State]:
+        """For the backward pass: the input that gave `output`, as fresh leaves, and the output again with a graph from those leaves."""
+        with torch.no_grad():
+            before = self.inverse(output, cond)
+        leaves = (_leaf(before[0]), _leaf(before[1]))
+        return leaves, self(leaves, cond)
+
+
+class HalfStep(Invertible):
+    """One stream moves by a message computed from the other, which stays: half of a coupling.
+
+    Args:
+        moves: the stream that moves, 0 for a or 1 for b.
+    """
+
+    def __init__(self, moves: int) -> None:
+        super().__init__()
+        self.moves = moves
+
+    @abstractmethod
+    def message(self, fixed: Tensor, cond: Tensor | None) -> Tensor:
+        """What the fixed stream says; need not be invertible."""
+
+    @abstractmethod
+    def apply_message(self, moving: Tensor, message: Tensor) -> Tensor:
+        """The moved stream; a bijection of `moving` for every message."""
+
+    @abstractmethod
+    def undo_message(self, moved: Tensor, message: Tensor) -> Tensor:
+        """The inverse of `apply_message` for the same message."""
+
+    def forward(self, state: State, cond: Tensor | None = None) -> State:
+        fixed = state[1 - self.moves]
+        return self._pair(self.apply_message(state[self.moves], self.message(fixed, cond)), fixed)
+
+    def inverse(self, state: State, cond: Tensor | None = None) -> State:
+        fixed = state[1 - self.moves]
+        return self._pair(self.undo_message(state[self.moves], self.message(fixed, cond)), fixed)
+
+    def rebuild(self, output: State, cond: Tensor | None = None) -> tuple[State, State]:
+        # The message is the costly part: computed once, it serves the inverse and the graph.
+        fixed = _leaf(output[1 - self.moves])
+        message = self.message(fixed, cond)
+        with torch.no_grad():
+            before = self.undo_message(output[self.moves], message)
+        moving = _leaf(before)
+        return self._pair(moving, fixed), self._pair(self.apply_message(moving, message), fixed)
+
+    def _pair(self, moving: Tensor, fixed: Tensor) -> State:
+        return (moving, fixed) if self.moves == 0 else (fixed, moving)
+
+
+class Chain(Invertible):
+    """Invertible parts one after the other.
+
+    Args:
+        parts: the parts in forward order; chains among them are flattened for the memory-free backward.
+        memory_free: keep no activation for the backward pass but the last state, and rebuild each part's input
+            from its output (Gomez et al. 2017, section 3.2). Costs one more evaluation of each subnet.
+    """
+
+    def __init__(self, parts: Iterable[Invertible], memory_free: bool = False) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.memory_free = memory_free
+
+    def __iter__(self) -> Iterator[Invertible]:
+        for part in self.parts:
+            assert isinstance(part, Invertible)
+            yield part
+
+    def forward(self, state: State, cond: Tensor | None = None) -> State:
+        if self.memory_free and torch.is_grad_enabled() and len(self.parts):
+            steps = list(_flatten(self))
+            return _MemoryFree.apply(steps, *state, cond, *_trainable(self))
+        for part in self:
+            state = part(state, cond)
+        return state
+
+    def inverse(self, state: State, cond: Tensor | None = None) -> State:
+        for part in reversed(list(self)):
+            state = part.inverse(state, cond)
+        return state
+
+
+class _MemoryFree(torch.autograd.Function):
+    """A whole chain as one node of the graph. Parameters and `cond` are inputs so that their gradients come back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, steps: Sequence[Invertible], a: Tensor, b: Tensor, cond: Tensor | None, *params: Tensor
+    ) -> State:
+        device = a.device.type
+        ctx.autocast = {
+            "device_type": device,
+            "enabled": torch.is_autocast_enabled(device),
+            "dtype": torch.get_autocast_dtype(device),
+        }
+        ctx.steps, ctx.params = steps, params
+        state = (a, b)
+        for step in steps:
+            state = step(state, cond)
+        ctx.save_for_backward(*state, cond)
+        return state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        a, b, cond = ctx.saved_tensors
+        state, grad_state = (a, b), tuple(grads)
+        cond = _leaf(cond) if ctx.needs_input_grad[3] else cond
+        shared = (cond,) if ctx.needs_input_grad[3] else ()
+        total: dict[Tensor, Tensor] = {}
+        for step in reversed(ctx.steps):
+            wanted = (*shared, *_trainable(step))
+            # Autocast is off in here: run the subnets as the forward pass did.
+            with torch.enable_grad(), torch.autocast(**ctx.autocast):
+                before, after = step.rebuild(state, cond)
+            found = torch.autograd.grad(after, (*before, *wanted), grad_state, allow_unused=True)
+            grad_state = tuple(
+                torch.zeros_like(s) if g is None else g for s, g in zip(before, found[:2], strict=True)
+            )
+            for tensor, grad in zip(wanted, found[2:], strict=True):
+                if grad is not None:
+                    total[tensor] = total[tensor] + grad if tensor in total else grad
+            state = (before[0].detach(), before[1].detach())
+        grad_cond = total.get(shared[0]) if shared else None
+        return None, *grad_state, grad_cond, *(total.get(p) for p in ctx.params)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_()
+
+
+def _trainable(module: nn.Module) -> list[Tensor]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def _flatten(part: Invertible) -> Iterator[Invertible]:
+    if isinstance(part, Chain):
+        for inner in part:
+            yield from _flatten(inner)
+    else:
+        yield part

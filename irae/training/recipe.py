@@ -1,0 +1,154 @@
+"""Recipes: one TOML file says everything about a training run, read into frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from irae.models.irae import IRAEConfig
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be read; the message says what is wrong in it."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images, and how patches are cut from them.
+
+    Attributes:
+        sets: data sets by name, or folders.
+        holdout: the set that is left out of the training and used for choosing.
+        shrink: share of the patches that are cut larger and shrunk by area averaging (true colour detail, less
+            JPEG residue), by a factor up to `shrink_most`.
+        recolour: share of the patches whose saturation, hue and order of channels change.
+        grey: share of the patches turned grey.
+    """
+
+    sets: tuple[str, ...]
+    holdout: str = "holdout"
+    shrink: float = 0.5
+    shrink_most: float = 2.5
+    recolour: float = 0.3
+    grey: float = 0.1
+
+
+@dataclass(frozen=True)
+class NoiseMix:
+    """How patches are made noisy.
+
+    Attributes:
+        sigma: lowest and highest noise level, 8-bit levels, drawn uniformly.
+        shares: of each noise model in `irae.degrade.NOISES`.
+        hidden: share of the patches whose noise level the network is not told.
+        files: share of the patches clipped and rounded to 8 bits, as files are.
+    """
+
+    sigma: tuple[float, float] = (0.0, 75.0)
+    shares: dict[str, float] = field(default_factory=lambda: {"gaussian": 0.8, "varying": 0.1, "poisson": 0.1})
+    hidden: float = 1 / 3
+    files: float = 0.5
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the run: `steps` steps of `batch` patches of `patch` x `patch` pixels, with loss "l1" or "mse"."""
+
+    steps: int
+    batch: int
+    patch: int
+    loss: str = "l1"
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """Muon on the convolution weights, AdamW on the rest, one cosine cycle over all stages.
+
+    Attributes:
+        lr: peak learning rate.
+        warmup: steps of linear rise.
+        clip: largest gradient norm.
+        average: decay of the weight averaging.
+    """
+
+    lr: float = 1e-3
+    warmup: int = 100
+    clip: float = 1.0
+    average: float = 0.999
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run.
+
+    Attributes:
+        name: of the weights that it makes.
+        model: the architecture.
+        data, noise, stages, optimiser: see there.
+        seed: of initialisation and all sampling.
+        memory_free: rebuild activations in the backward pass instead of keeping them.
+        digest: sha256 of the file.
+    """
+
+    name: str
+    model: IRAEConfig
+    data: Data
+    stages: tuple[Stage, ...]
+    noise: NoiseMix = NoiseMix()
+    optimiser: Optimiser = Optimiser()
+    seed: int = 0
+    memory_free: bool = False
+    digest: str = ""
+
+    @property
+    def steps(self) -> int:
+        """Of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    def stage_at(self, step: int) -> Stage:
+        """The stage that a step (from 0) belongs to."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        return self.stages[-1]
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        RecipeError: the file is missing or not TOML, has an unknown or missing key, or a value of another type.
+    """
+    try:
+        content = path.read_bytes()
+        values = tomllib.loads(content.decode())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {error}.") from error
+    try:
+        recipe = _build(Recipe, values)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"The recipe {path} does not hold together: {error}") from error
+    assert isinstance(recipe, Recipe)
+    return dataclasses.replace(recipe, digest=hashlib.sha256(content).hexdigest())
+
+
+def _build(kind: Any, value: Any) -> Any:
+    """`value`, made of TOML's types, as a dataclass, tuple, dict or number of type `kind`."""
+    if dataclasses.is_dataclass(kind):
+        types = get_type_hints(kind)
+        unknown = set(value) - set(types)
+        if unknown:
+            raise ValueError(f"{kind.__name__} has no {', '.join(sorted(unknown))}.")
+        return kind(**{key: _build(types[key], item) for key, item in value.items()})  # type: ignore[operator]
+    if get_origin(kind) is tuple:
+        return tuple(_build(get_args(kind)[0], item) for item in value)
+    if kind is float and isinstance(value, int):
+        return float(value)
+    if isinstance(kind, type) and not isinstance(value, kind):
+        raise ValueError(f"{value!r} should be of type {kind.__name__}.")
+    return value

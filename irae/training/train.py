@@ -1,0 +1,277 @@
+"""The training loop: recipe in, checkpoints, a CSV log and a weights file out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import kornia.metrics
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from irae.degrade import GaussianNoise, generator_for, noise_condition, to_8bit
+from irae.images import write_bytes
+from irae.models.irae import IRAE
+from irae.training.data import Batch, Image, PatchBatches, load_training_images
+from irae.training.muon import Muon
+from irae.training.recipe import Optimiser, Recipe
+from irae.weights import save_weights
+
+HOLDOUT_SIGMAS = (15, 25, 50)
+HOLDOUT_CROP = 256
+LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a recipe here; nothing in it changes the result but `device` and `precision`.
+
+    Attributes:
+        device: "cpu", "cuda" ...
+        precision: "bf16" (autocast) or "fp32".
+        max_minutes: stop after that time, with a checkpoint.
+        resume: go on from the checkpoint, where there is one.
+        every: steps between two evaluations on the held-out images, each followed by a checkpoint.
+        workers: processes that make batches.
+    """
+
+    device: str = "cpu"
+    precision: str = "bf16"
+    max_minutes: float = math.inf
+    resume: bool = False
+    every: int = 1000
+    workers: int = 1
+
+
+def train(recipe: Recipe, folder: Path, root: Path | None = None, options: Options = Options()) -> dict[str, float]:
+    """Run a recipe; checkpoint, log and weights lie in `folder`.
+
+    Args:
+        recipe: what to train.
+        folder: for `checkpoint.pt`, `log.csv` and `NAME.safetensors`, made where it is missing.
+        root: the data root.
+        options: where and how long.
+
+    Returns:
+        The metrics of the last evaluation: PSNR in dB on the held-out images by noise level.
+    """
+    training, held_out = load_training_images(recipe, root)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(recipe, folder, options)
+    if options.resume:
+        run.resume()
+    batches = PatchBatches(recipe, training)
+    deadline = time.monotonic() + 60 * options.max_minutes
+    metrics: dict[str, float] = {}
+    with _progress(recipe) as bar:
+        task = bar.add_task(recipe.name, total=recipe.steps, completed=run.step, quality="")
+        for batch in run.loader(batches):
+            run.update(batch)
+            bar.update(task, completed=run.step)
+            late = time.monotonic() > deadline
+            if run.step % options.every == 0 or run.step == recipe.steps or late:
+                metrics = evaluate(run.average.module, held_out, run.device, options.precision)
+                bar.update(task, quality="  ".join(f"{key} {value:.2f} dB" for key, value in metrics.items()))
+                run.save(metrics)
+                if not bar.console.is_terminal:
+                    bar.console.print(f"step {run.step}: {metrics}")
+            if late:
+                break
+    return metrics
+
+
+class Run:
+    """The state of a training run: network, average, optimisers, step and log."""
+
+    def __init__(self, recipe: Recipe, folder: Path, options: Options) -> None:
+        self.recipe, self.folder, self.options = recipe, folder, options
+        self.device = torch.device(options.device)
+        torch.manual_seed(recipe.seed)
+        self.model = IRAE(recipe.model, memory_free=recipe.memory_free)
+        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimiser.average))
+        self.optimisers = make_optimisers(self.model, recipe.optimiser)
+        self.step = 0
+        self.seconds = 0.0
+        self.log: list[dict[str, float]] = []
+        self.losses: list[Tensor] = []
+
+    def loader(self, batches: PatchBatches) -> Iterator[Batch]:
+        """The batches from the present step on, made in other processes."""
+        workers = self.options.workers
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=range(self.step, self.recipe.steps),
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+        )
+        return iter(loader)
+
+    def update(self, batch: Batch) -> None:
+        """One step."""
+        start = time.monotonic()
+        scale = learning_rate_scale(self.step, self.recipe.steps, self.recipe.optimiser.warmup)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = scale * self.recipe.optimiser.lr
+            optimiser.zero_grad(set_to_none=True)
+        batch = batch.to(self.device)
+        with autocast(self.device, self.options.precision):
+            restored = self.model(batch.noisy, batch.cond)
+        loss = LOSSES[self.recipe.stage_at(self.step).loss](restored.float(), batch.clean)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimiser.clip)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self.average.update_parameters(self.model)
+        self.losses.append(loss.detach())
+        self.step += 1
+        self.seconds += time.monotonic() - start
+
+    def save(self, metrics: dict[str, float]) -> None:
+        """Write log, weights and checkpoint, each atomically; the checkpoint last."""
+        mean_loss = float(torch.stack(self.losses).mean())
+        self.losses.clear()
+        self.log.append({"step": self.step, "seconds": round(self.seconds, 1), "loss": mean_loss, **metrics})
+        _write_csv(self.folder / "log.csv", self.log)
+        save_weights(
+            self.folder / f"{self.recipe.name}.safetensors",
+            self.recipe.model,
+            self.average.module.state_dict(),
+            {
+                "recipe": self.recipe.name,
+                "recipe_sha256": self.recipe.digest,
+                "steps": self.step,
+                "of_steps": self.recipe.steps,
+                "megapixels_seen": round(pixels_seen(self.recipe, self.step) / 1e6),
+                "training_seconds": round(self.seconds),
+                "hardware": hardware(self.device),
+                "holdout_psnr_db": {key: round(value, 3) for key, value in metrics.items()},
+            },
+        )
+        buffer = io.BytesIO()
+        torch.save(self._state(), buffer)
+        write_bytes(self.folder / "checkpoint.pt", buffer.getvalue(), overwrite=True)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, where there is one.
+
+        Raises:
+            ValueError: the checkpoint is of another recipe.
+        """
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["recipe"] != self.recipe.digest:
+            raise ValueError(f"{path} belongs to another version of the recipe: start without --resume.")
+        self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        for optimiser, values in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(values)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.digest,
+            "step": self.step,
+            "seconds": self.seconds,
+            "log": self.log,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+        }
+
+
+def make_optimisers(model: nn.Module, settings: Optimiser) -> list[torch.optim.Optimizer]:
+    """Muon for the weights of convolutions, AdamW for biases, vectors and weights with one channel on a side."""
+    is_matrix = {p: p.ndim == 4 and min(p.shape[0], p.shape[1]) > 1 for p in model.parameters()}
+    matrices = [p for p, matrix in is_matrix.items() if matrix]
+    others = [p for p, matrix in is_matrix.items() if not matrix]
+    return [
+        Muon(matrices, lr=settings.lr),
+        torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def learning_rate_scale(step: int, steps: int, warmup: int) -> float:
+    """Linear warm-up times one cosine from 1 to 0 over all steps."""
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: dict[str, Image], device: torch.device, precision: str) -> dict[str, float]:
+    """Mean PSNR in dB on centre crops of the held-out images, true noise level given, for each of HOLDOUT_SIGMAS."""
+    model.eval()
+    result = {}
+    for sigma in HOLDOUT_SIGMAS:
+        psnr = []
+        for name, image in images.items():
+            clean = centre_crop(torch.from_numpy(image).permute(2, 0, 1).float() / 255, HOLDOUT_CROP)
+            noisy = GaussianNoise(sigma)(clean, generator_for(name)).image[None].to(device)
+            with autocast(device, precision):
+                restored = model(noisy, noise_condition(sigma).to(device))
+            psnr.append(kornia.metrics.psnr(to_8bit(restored.float()), clean[None].to(device), 1.0))
+        result[f"psnr_{sigma}"] = float(torch.stack(psnr).mean())
+    model.train()
+    return result
+
+
+def centre_crop(image: Tensor, size: int) -> Tensor:
+    """The middle of an image (C, H, W), at most `size` high and wide."""
+    top, left = (max(0, (side - size) // 2) for side in image.shape[-2:])
+    return image[:, top : top + size, left : left + size]
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """bfloat16 in the convolutions for "bf16", nothing for "fp32"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def pixels_seen(recipe: Recipe, step: int) -> int:
+    """Pixels of all patches up to a step."""
+    total = 0
+    for stage in recipe.stages:
+        steps = min(step, stage.steps)
+        total += steps * stage.batch * stage.patch**2
+        step -= steps
+    return total
+
+
+def hardware(device: torch.device) -> str:
+    """What it was trained on, for the card."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} cores, {platform.machine()}"
+
+
+def _progress(recipe: Recipe) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[quality]}"),
+    )
+
+
+def _write_csv(path: Path, rows: list[dict[str, float]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode(), overwrite=True)

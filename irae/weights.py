@@ -1,0 +1,143 @@
+"""Weights as safetensors: find, verify, load, save. The header holds the configuration, recipe and metrics.
+
+Never a pickle. A digest of all tensors and of the configuration in the header is checked on load.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from irae.images import write_bytes
+from irae.models.irae import IRAE, IRAEConfig
+from irae.resources import resource_dir
+
+
+FORMAT = "irae-1"
+
+
+class WeightsError(ValueError):
+    """Weights that are not there, damaged, or not of this project."""
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What a weights file says of itself.
+
+    Attributes:
+        name: of the file, without suffix.
+        path: of the file.
+        config: the architecture.
+        facts: recipe digest, steps, hardware, measured quality and the like, as training wrote them.
+        card: the Markdown card beside the file, empty where there is none.
+    """
+
+    name: str
+    path: Path
+    config: IRAEConfig
+    facts: dict[str, Any]
+    card: str
+
+
+def installed_weights() -> dict[str, Path]:
+    """The weights that travel with the package, by name."""
+    return {path.stem: path for path in sorted(resource_dir("weights").glob("*.safetensors"))}
+
+
+def find_weights(name_or_path: str | Path) -> Path:
+    """The file of installed weights by name, or of any weights by path.
+
+    Raises:
+        WeightsError: neither exists; the message lists the installed names.
+    """
+    installed = installed_weights()
+    if str(name_or_path) in installed:
+        return installed[str(name_or_path)]
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    names = ", ".join(installed) or "none"
+    raise WeightsError(f"There are no weights {str(name_or_path)!r}; installed are: {names}.")
+
+
+def save_weights(
+    path: Path, config: IRAEConfig, state: dict[str, Tensor], facts: dict[str, Any], dtype: torch.dtype = torch.float16
+) -> None:
+    """Write weights, atomically, floating point tensors stored as `dtype`."""
+    tensors = {
+        name: (t.detach().cpu().to(dtype) if t.is_floating_point() else t.detach().cpu()).contiguous()
+        for name, t in state.items()
+    }
+    header = {
+        "format": FORMAT,
+        "config": json.dumps(config.to_dict(), sort_keys=True),
+        "facts": json.dumps(facts, sort_keys=True),
+    }
+    header["sha256"] = _digest(header, tensors)
+    write_bytes(path, save(tensors, metadata=header), overwrite=True)
+
+
+def weights_info(name_or_path: str | Path) -> WeightsInfo:
+    """What weights say of themselves, without loading the tensors."""
+    path = find_weights(name_or_path)
+    header, _ = _read(path, tensors=False)
+    return _info(path, header)
+
+
+def load_weights(name_or_path: str | Path) -> tuple[IRAE, WeightsInfo]:
+    """A network with its weights, in float32, channels_last, in evaluation mode.
+
+    Raises:
+        WeightsError: no such weights, a damaged file, or one that is not of this project.
+    """
+    path = find_weights(name_or_path)
+    header, tensors = _read(path)
+    if _digest(header, tensors) != header["sha256"]:
+        raise WeightsError(f"The weights {path} are damaged (sha256 differs): get the file again.")
+    info = _info(path, header)
+    model = IRAE(info.config)
+    model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
+    model.eval().requires_grad_(False)
+    return model.to(memory_format=torch.channels_last), info  # type: ignore[call-overload]
+
+
+load_weights_cached = functools.lru_cache(maxsize=4)(load_weights)
+
+
+def _read(path: Path, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            content = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} is no readable weights file (safetensors): it is damaged or of another kind.") from error
+    if header.get("format") != FORMAT or not {"config", "facts", "sha256"} <= set(header):
+        raise WeightsError(f"{path} holds no weights of irae.")
+    return header, content
+
+
+def _info(path: Path, header: dict[str, str]) -> WeightsInfo:
+    try:
+        config, facts = IRAEConfig(**json.loads(header["config"])), json.loads(header["facts"])
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"The header of {path} is damaged or of another version of irae.") from error
+    card = path.with_suffix(".md")
+    return WeightsInfo(path.stem, path, config, facts, card.read_text() if card.is_file() else "")
+
+
+def _digest(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256((header["config"] + header["facts"]).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,141 @@
+"""The one contract that every invertible part keeps (`irae.models.reversible`)."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from irae.models.blocks import BLOCKS, build_block
+from irae.models.reversible import Chain, Invertible
+from tests.models.conftest import PARTS, random_condition, random_state, randomise
+
+
+@pytest.mark.parametrize("name", PARTS)
+@settings(max_examples=8, deadline=None)
+@given(height=st.integers(1, 3), width=st.integers(1, 3), seed=st.integers(0, 2**31))
+def test_inverse_and_forward_undo_each_other(name: str, height: int, width: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    part = PARTS[name]()
+    randomise(part)
+    part.double()
+    factor = getattr(part, "factor", 1)
+    # Resampling parts need multiples of their factor; all others are tested on odd sizes too.
+    size = (factor * height, factor * width) if factor > 1 else (2 * height + 1, 2 * width)
+    state, cond = random_state(*size, seed=seed), random_condition(*size)
+    with torch.no_grad():
+        after = part(state, cond)
+        assert_close(part.inverse(after, cond), state)
+        if factor == 1:
+            assert_close(part(part.inverse(state, cond), cond), state)
+
+
+def test_float32_round_trip(part: Invertible) -> None:
+    part.float()
+    a, b = random_state(16, 24)
+    state, cond = (a.float(), b.float()), random_condition(16, 24).float()
+    with torch.no_grad():
+        back = part.inverse(part(state, cond), cond)
+    assert_close(back, state, tolerance=1e-5)
+
+
+def test_part_is_not_the_identity(part: Invertible) -> None:
+    state, cond = random_state(8, 8), random_condition(8, 8)
+    after = part(state, cond)
+    assert after[0].shape != state[0].shape or (after[0] - state[0]).abs().max() + (after[1] - state[1]).abs().max() > 1e-3
+
+
+def test_jacobian_has_full_rank(part: Invertible) -> None:
+    size = getattr(part, "factor", 1) if getattr(part, "factor", 1) > 2 else 2
+    state, cond = random_state(size, size, batch=1), random_condition(size, size, batch=1)
+
+    def flat(x: torch.Tensor) -> torch.Tensor:
+        a, b = x.view(2, *state[0].shape)
+        return torch.cat([stream.flatten() for stream in part((a, b), cond)])
+
+    x = torch.cat([stream.flatten() for stream in state])
+    jacobian = torch.autograd.functional.jacobian(flat, x)
+    assert jacobian.shape[0] == jacobian.shape[1]
+    assert torch.linalg.matrix_rank(jacobian) == len(x)
+
+
+def test_memory_free_gradients_equal_autograds(part: Invertible) -> None:
+    state, cond = random_state(8, 8), random_condition(8, 8)
+    plain = gradients(Chain([copy.deepcopy(part)], memory_free=False), state, cond)
+    free = gradients(Chain([copy.deepcopy(part)], memory_free=True), state, cond)
+    for expected, actual in zip(plain, free, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_memory_free_gradients_under_autocast(name: str) -> None:
+    torch.manual_seed(0)
+    chain = Chain([build_block(name, 6, cond=2) for _ in range(3)])
+    randomise(chain)
+    state = tuple(stream.float() for stream in random_state(16, 16))
+    results = {}
+    for memory_free in (False, True):
+        chain.memory_free = memory_free
+        with torch.autocast("cpu", torch.bfloat16):
+            results[memory_free] = gradients(chain, (state[0], state[1]), random_condition(16, 16).float())
+    with torch.autocast("cpu", enabled=False):
+        chain.memory_free = False
+        exact = gradients(chain, (state[0], state[1]), random_condition(16, 16).float())
+    for plain, free, reference in zip(results[False], results[True], exact, strict=True):
+        # A rebuilt input differs in the last float32 bit, which bf16 rounding may turn into one of its own steps.
+        noise = relative_error(plain, reference)
+        assert relative_error(free, plain) <= max(2 * noise, 1e-3)
+        assert noise > 0  # autocast was on
+
+
+def test_backward_keeps_no_activation_of_the_blocks() -> None:
+    def saved(blocks: int, memory_free: bool) -> int:
+        torch.manual_seed(0)
+        chain = Chain([build_block("additive", 6) for _ in range(blocks)], memory_free=memory_free)
+        own = {parameter.data_ptr() for parameter in chain.parameters()}
+        total = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal total
+            total += 0 if tensor.data_ptr() in own else tensor.numel()
+            return tensor
+
+        a, b = random_state(16, 16)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            chain((a.float().requires_grad_(), b.float().requires_grad_()))
+        return total
+
+    assert saved(2, memory_free=True) == saved(16, memory_free=True)
+    assert saved(16, memory_free=False) > 4 * saved(16, memory_free=True)
+
+
+def test_unknown_block_lists_the_registered_ones() -> None:
+    with pytest.raises(ValueError, match="additive"):
+        build_block("addtive", 8)
+
+
+def gradients(part: Invertible, state: tuple[torch.Tensor, torch.Tensor], cond: torch.Tensor) -> list[torch.Tensor]:
+    """Gradients of a fixed loss: of the state, the condition and the parameters; zeros where there is none."""
+    inputs = [tensor.detach().clone().requires_grad_() for tensor in (*state, cond)]
+    a, b = part((inputs[0], inputs[1]), inputs[2])
+    weight = torch.linspace(-1, 2, a.numel(), dtype=a.dtype).view(a.shape)
+    loss = (weight * a).sum() + (b * b).sum()
+    wanted = [*inputs, *part.parameters()]
+    found = torch.autograd.grad(loss, wanted, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found, strict=True)]
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm().clamp_min(1e-12))
+
+
+def assert_close(
+    actual: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor], tolerance: float = 1e-12
+) -> None:
+    scale = max(float(stream.abs().max()) for stream in expected)
+    for mine, theirs in zip(actual, expected, strict=True):
+        assert mine.shape == theirs.shape
+        assert float((mine - theirs).abs().max()) <= tolerance * max(scale, 1)
