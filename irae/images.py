@@ -128,9 +128,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise ImageError(f"has {width} x {height} pixels, over the limit of {max_pixels}: cut or shrink it")
 
 
-def _picture(
-    samples: np.ndarray, format: str, exif: bytes | None, icc: bytes | None, lossy: bool = False
-) -> Picture:
+def _picture(samples: np.ndarray, format: str, exif: bytes | None, icc: bytes | None, lossy: bool = False) -> Picture:
     """The Picture of (H, W) or (H, W, 1 to 4) samples: grey, grey + alpha, RGB or RGBA."""
     samples = samples.reshape(*samples.shape[:2], -1)
     channels = samples.shape[2]
@@ -151,7 +149,7 @@ def _load_exif(block: bytes | None) -> Any:
     try:
         exif.load(block or b"")
         dict(exif)
-    except Exception:  # noqa: BLE001, the parser raises nearly anything on broken blocks
+    except Exception:  # the parser raises nearly anything on broken blocks
         exif = Image.Exif()
     return exif
 
@@ -163,7 +161,7 @@ def _descriptive_exif(block: bytes | None) -> Any:
         del exif[tag]
     try:
         exif.tobytes()
-    except Exception:  # noqa: BLE001, odd tags that cannot be written again: the orientation alone matters
+    except Exception:  # odd tags that cannot be written again: the orientation alone matters
         for tag in set(exif) - {_ORIENTATION}:
             del exif[tag]
     return exif
@@ -196,12 +194,10 @@ def _pillow_image(data: bytes, format: str) -> Any:
 
 def _pillow_samples(image: Any) -> np.ndarray:
     """(H, W) or (H, W, 1 to 4) uint8 samples of an image that Pillow opened and has yet to decode."""
-    if image.mode == "CMYK":
-        raise ImageError("is a CMYK picture: convert it to RGB first")
     palette = "RGBA" if "transparency" in image.info else "RGB"
     image = image.convert({"1": "L", "P": palette, "YCbCr": "RGB"}.get(image.mode, image.mode))
     if image.mode not in ("L", "LA", "RGB", "RGBA"):
-        raise ImageError(f"is of a kind that is not read ({image.mode}): convert it to RGB or grey first")
+        raise ImageError(f"is a {image.mode} picture, which is not read: convert it to RGB or grey first")
     return np.array(image)
 
 
@@ -348,8 +344,6 @@ def _tiff_samples(page: Any, data: bytes) -> np.ndarray:
     """(H, W) or (H, W, C) uint8 or uint16 samples; the alpha as stored, and white the top value."""
     plain = page.photometric in (0, 1, 2) and page.bitspersample in (8, 16)
     if plain and page.compression in (1, 8, 32946):  # none or deflate, which tifffile decodes by itself
-        if page.compression == 1 and sum(page.databytecounts) < page.nbytes:
-            raise ImageError(_TRUNCATED)
         samples = page.asarray()
         samples = np.moveaxis(samples, 0, 2) if samples.ndim == 3 and page.planarconfig == 2 else samples
     elif page.bitspersample <= 8:
@@ -367,8 +361,7 @@ def _as_stored(page: Any, data: bytes) -> bytes:
     for code, value in ((_ORIENTATION, 1), (_EXTRA_SAMPLES, 2)):
         tag = page.tags.get(code)
         if tag is not None:
-            kind = page.parent.byteorder + ("I" if tag.dtype == 4 else "H")
-            struct.pack_into(kind, patched, tag.valueoffset, value)
+            struct.pack_into(page.parent.byteorder + "H", patched, tag.valueoffset, value)
     return bytes(patched)
 
 
@@ -406,9 +399,7 @@ def encode_image(picture: Picture, format: str) -> bytes:
         raise ImageError(f"{width} x {height} pixels and EXIF do not fit in {format}: choose PNG") from error
 
 
-def write_image(
-    path: str | Path, picture: Picture, format: str | None = None, *, overwrite: bool = False
-) -> None:
+def write_image(path: str | Path, picture: Picture, format: str | None = None, *, overwrite: bool = False) -> None:
     """Write the picture in a format told from the suffix by default; see encode_image and write_bytes."""
     format = format or SUFFIXES.get(Path(path).suffix.lower())
     if format is None:

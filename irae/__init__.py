@@ -1,0 +1,27 @@
+"""Image restoration with an invertible autoencoder.
+
+    import irae
+    clean = irae.restore("noisy.png")            # an array; or irae.restore(array, sigma=25)
+    model = irae.load_model("denoise")           # the network itself
+
+Everything heavy is imported at first use, so that `irae --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from irae.pipeline import load_model as load_model
+    from irae.pipeline import restore as restore
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load_model", "restore"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("load_model", "restore"):
+        from irae import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module 'irae' has no attribute {name!r}")

@@ -1,0 +1,227 @@
+"""A network on a device at a precision: restores arrays, keeps what is left beside them, recovers the input."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from irae.degrade import as_rgb, noise_condition
+from irae.errors import IraeError
+from irae.models.irae import IRAE, RecoverError, Rest
+from irae.tiles import restore_tiled
+from irae.weights import load_model
+
+Pixels = NDArray[Any]
+
+TASKS = ("denoise",)
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("auto", "fp32", *DTYPES)
+DEVICES = ("auto", "cpu", "cuda", "mps")
+REST_FORMAT = "irae-rest-1"
+
+
+class OptionError(IraeError):
+    """An option or argument that makes no sense."""
+
+
+class Restorer:
+    """A network on a device, ready for one image after another.
+
+    Args:
+        task: "denoise".
+        model: a network, or weights by name or path; the task's own by default.
+        device: "auto", "cpu", "cuda" or "mps".
+        precision: "auto", "fp32", "bf16" or "fp16" for the subnets. Auto takes bf16 for 8-bit images where the hardware
+            is fast at it, else fp32.
+
+    Raises:
+        IraeError: an unknown name, a device that is not there, weights that are not there, damaged or for another task.
+    """
+
+    def __init__(
+        self,
+        task: str = "denoise",
+        model: str | Path | IRAE | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> None:
+        _choose("task", task, TASKS)
+        _choose("precision", precision, PRECISIONS)
+        self.device, self.precision = pick_device(device), precision
+        self.model = model if isinstance(model, IRAE) else load_model(model or task)
+        if self.model.config.task != task:
+            raise OptionError(f"These weights are for the task {self.model.config.task!r}, not {task!r}.")
+        self.model.to(self.device)
+
+    def __call__(self, pixels: Pixels, sigma: float | None = None, strength: float = 1.0) -> Pixels:
+        """The restored pixels, dtype and shape as given.
+
+        Args:
+            pixels: (H, W) or (H, W, 3), uint8, uint16 or float32.
+            sigma: noise level in 8-bit levels, None: blind.
+            strength: 1 gives the network's image, 0 the input, between them their mixture.
+        """
+        image, cond = self._tensors(pixels, sigma)
+        with torch.inference_mode(), self._autocast(pixels.dtype):
+            restored = restore_tiled(self.model, image, cond)
+        return _pixels(_mix(image, restored, strength), pixels)
+
+    def with_rest(self, pixels: Pixels, sigma: float | None = None, strength: float = 1.0) -> tuple[Pixels, bytes]:
+        """The restored pixels and, as the bytes of a file, what is left beside them.
+
+        The image is not cut into tiles. Whether it comes back is tried here, so that no useless rest is ever kept.
+
+        Raises:
+            RecoverError: the input would not come back bit for bit, for example in a low precision.
+        """
+        image, cond = self._tensors(pixels, sigma)
+        precision = "fp32" if self.precision == "auto" else self.precision
+        with torch.inference_mode(), self._autocast(pixels.dtype, precision):
+            restored, rest = self.model.restore_with_rest(image, cond)
+        result = _pixels(_mix(image, restored, strength), pixels)
+        tensors = {
+            "extra": rest.extra,
+            "border": rest.border,
+            "rounding": restored - self._tensors(result, sigma)[0],
+        }
+        header = {
+            "format": REST_FORMAT,
+            "weights": self.model.digest,
+            "sigma": json.dumps(sigma),
+            "precision": precision,
+            "settings": rest.settings,
+            "sha256": _pixels_digest(pixels),
+        }
+        content = save({name: t.cpu().contiguous() for name, t in tensors.items()}, metadata=header)
+        self.recover(result, content)
+        return result, content
+
+    def recover(self, restored: Pixels, rest: bytes) -> Pixels:
+        """The input's pixels from the restored ones and the bytes of the rest, bit for bit.
+
+        Raises:
+            RecoverError: the rest is of another model, precision or image, or a part of it is damaged.
+        """
+        header, tensors = _read_rest(rest)
+        if header["weights"] != self.model.digest:
+            raise RecoverError("The rest was made with other weights: name them with --model.")
+        image, cond = self._tensors(restored, json.loads(header["sigma"]))
+        if tensors["rounding"].shape != image.shape:
+            raise RecoverError("The rest belongs to an image of another size.")
+        tensors = {name: t.to(self.device) for name, t in tensors.items()}
+        with torch.inference_mode(), self._autocast(restored.dtype, header["precision"]):
+            recovered = self.model.recover(
+                image + tensors["rounding"], Rest(tensors["extra"], tensors["border"], header["settings"]), cond
+            )
+        pixels = _pixels(recovered, restored)
+        if _pixels_digest(pixels) != header["sha256"]:
+            raise RecoverError(
+                "The input does not come back bit for bit: the restored image was changed, or this machine rounds "
+                "differently; keep the rest in precision fp32."
+            )
+        return pixels
+
+    def _tensors(self, pixels: Pixels, sigma: float | None) -> tuple[Tensor, Tensor]:
+        """Pixels as an image (1, 3, H, W), and the condition (1, 2, 1, 1)."""
+        if sigma is not None and not 0 <= sigma <= 255:
+            raise OptionError(f"The noise level {sigma:g} is not between 0 and 255 (8-bit levels).")
+        image = torch.from_numpy(np.ascontiguousarray(_as_float(pixels))).to(self.device)
+        image = image[None, None] if image.ndim == 2 else image.permute(2, 0, 1)[None]
+        return as_rgb(image), noise_condition(sigma).to(self.device)
+
+    def _autocast(self, dtype: np.dtype[Any], precision: str | None = None) -> AbstractContextManager[Any]:
+        precision = precision or self.precision
+        if precision == "auto":
+            precision = "bf16" if dtype == np.uint8 and _fast_bf16(self.device) else "fp32"
+        return torch.autocast(self.device.type, DTYPES.get(precision, torch.bfloat16), enabled=precision != "fp32")
+
+
+def with_colour(image: Pixels, function: Callable[[Pixels], Pixels]) -> Pixels:
+    """Apply `function`, of (H, W) or (H, W, 3), to the colour part of (H, W) or (H, W, 1 to 4); the rest stays."""
+    if image.ndim == 2:
+        return function(image)
+    if image.ndim != 3 or not 1 <= image.shape[2] <= 4:
+        raise OptionError(f"An image has the shape (H, W) or (H, W, 1 to 4), not {image.shape}.")
+    if image.shape[2] == 3:
+        return function(image)
+    colour = function(image[..., :3]) if image.shape[2] == 4 else function(image[..., 0])[..., None]
+    return np.concatenate((colour, image[..., colour.shape[2] :]), axis=2)
+
+
+def pick_device(device: str) -> torch.device:
+    """The device by name; "auto" is cuda, else mps, else cpu."""
+    _choose("device", device, DEVICES)
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[device]:
+        raise OptionError(f"This machine has no device {device!r}: use --device auto.")
+    return torch.device(device)
+
+
+def _fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
+
+
+def _choose(kind: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise OptionError(f"There is no {kind} {value!r}; choose one of {', '.join(choices)}.")
+
+
+def _as_float(pixels: Pixels) -> NDArray[np.float32]:
+    if pixels.size == 0:
+        raise OptionError("The image has no pixels.")
+    if pixels.dtype in (np.uint8, np.uint16):
+        return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+    if pixels.dtype != np.float32:
+        raise OptionError(f"An image is uint8, uint16 or float32, not {pixels.dtype}.")
+    if not np.isfinite(pixels).all():
+        raise OptionError("The image holds values that are not finite.")
+    return pixels
+
+
+def _mix(image: Tensor, restored: Tensor, strength: float) -> Tensor:
+    if not 0 <= strength <= 1:
+        raise OptionError(f"The strength {strength:g} is not between 0 and 1.")
+    return restored if strength == 1 else image + strength * (restored - image)
+
+
+def _pixels(image: Tensor, like: Pixels) -> Pixels:
+    """An image (1, 3, H, W) in the dtype and shape of `like`: grey where that is grey."""
+    array = image[0].float().permute(1, 2, 0)
+    values = (array if like.ndim == 3 else array.mean(2)).cpu().numpy()
+    if like.dtype == np.float32:
+        return values
+    top = np.iinfo(like.dtype).max
+    return np.rint(values.clip(0, 1) * np.float32(top)).astype(like.dtype)
+
+
+def _pixels_digest(pixels: Pixels) -> str:
+    return hashlib.sha256(f"{pixels.dtype} {pixels.shape} ".encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def _read_rest(content: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise RecoverError("The rest is damaged or of another kind.") from error
+    if header.get("format") != REST_FORMAT:
+        raise RecoverError("The rest was written by another version of irae.")
+    return header, tensors

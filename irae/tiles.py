@@ -1,0 +1,75 @@
+"""Large images in tiles that give what the whole image would: the margin is the network's measured reach."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from irae.models.irae import IRAE
+
+TILE = 1024
+
+
+def restore_tiled(model: IRAE, image: Tensor, cond: Tensor, tile: int = TILE) -> Tensor:
+    """`model.restore`, tile by tile where the image is larger than a tile, to rounding the same.
+
+    Args:
+        model: the network.
+        image: (1, C, H, W).
+        cond: (1, K, 1, 1) or (1, K, H, W).
+        tile: side of the part of the result that one pass makes; rounded up to the network's size multiple.
+
+    Shape: (1, C, H, W).
+    """
+    step = -(-tile // model.size_multiple) * model.size_multiple
+    if max(image.shape[-2:]) <= step:
+        return model.restore(image, cond)
+    result, margin = torch.empty_like(image), reach(model)
+    for rows, outer_rows in _cuts(image.shape[-2], step, margin):
+        for columns, outer_columns in _cuts(image.shape[-1], step, margin):
+            part = cond if cond.shape[-2:] == (1, 1) else cond[..., outer_rows, outer_columns]
+            restored = model.restore(image[..., outer_rows, outer_columns], part)
+            top, left = rows.start - outer_rows.start, columns.start - outer_columns.start
+            height, width = rows.stop - rows.start, columns.stop - columns.start
+            result[..., rows, columns] = restored[..., top : top + height, left : left + width]
+    return result
+
+
+def _cuts(length: int, step: int, margin: int) -> Iterator[tuple[slice, slice]]:
+    """Along one axis: what each tile makes, and what it sees. Both start at multiples of the size multiple."""
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        yield slice(start, stop), slice(max(0, start - margin), min(length, stop + margin))
+
+
+@functools.lru_cache(maxsize=8)
+def reach(model: IRAE) -> int:
+    """How far a pixel's influence reaches in pixels, rounded up to the size multiple: measured, not derived.
+
+    A tile of NaN goes in; where NaN comes out, the network looked at it.
+
+    Raises:
+        ValueError: the network looks at the whole image at once, so it cannot work in tiles.
+    """
+    parameter, unit = next(model.parameters()), model.size_multiple
+    blocks = 32
+    while blocks * unit <= 4096:
+        start = blocks // 2 * unit
+        image = torch.zeros(1, model.config.image_channels, blocks * unit, blocks * unit)
+        image[..., start : start + unit, start : start + unit] = torch.nan
+        cond = torch.zeros(1, model.config.cond, 1, 1) if model.config.cond else None
+        with torch.no_grad():
+            output = model.restore(*(x if x is None else x.to(parameter.device) for x in (image, cond)))
+        touched = output.isnan().any(1)[0]
+        span = torch.cat([touched.any(axis).nonzero().flatten() for axis in (0, 1)])
+        first, last = int(span.min()), int(span.max())
+        if first > 0 and last < blocks * unit - 1:
+            radius = max(start - first, last - (start + unit - 1))
+            return -(-radius // unit) * unit
+        blocks *= 2
+    raise ValueError("This network looks at the whole image at once: it cannot work in tiles.")
+
+
