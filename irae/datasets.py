@@ -11,11 +11,12 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from irae.errors import IraeError
 from irae.images import is_image_path
 from irae.resources import resource_dir
 
 
-class DatasetError(ValueError):
+class DatasetError(IraeError):
     """An image set or one of its files is not there."""
 
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from irae.errors import IraeError
+
 # Pillow, OpenCV and tifffile are imported where they are used, so that importing this module is quick.
 
 SUFFIXES = {
@@ -41,7 +43,7 @@ _QUIET = logging.NullHandler()
 _TRUNCATED = "is truncated: get a whole copy of the file"
 
 
-class ImageError(ValueError):
+class ImageError(IraeError):
     """A picture that cannot be read or written: one sentence that names the file and the way out."""
 
 
@@ -66,6 +68,16 @@ class Picture:
 def is_image_path(path: str | Path) -> bool:
     """Whether the path has the suffix of a format that is read and written here."""
     return Path(path).suffix.lower() in SUFFIXES
+
+
+def is_lossy(path: Path) -> bool:
+    """Whether a file loses something when written in its own format: JPEG by its suffix, WebP by its content."""
+    if SUFFIXES.get(path.suffix.lower()) != "WEBP":
+        return SUFFIXES.get(path.suffix.lower()) == "JPEG"
+    try:
+        return _webp_header(path.read_bytes())[2]
+    except (OSError, ValueError, struct.error):
+        return True  # reading it will tell what is wrong
 
 
 def read_image(source: str | Path | bytes, *, max_pixels: int = 200_000_000) -> Picture:

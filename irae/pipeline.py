@@ -13,14 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irae.compare import side_by_side
-from irae.images import ImageError, Picture, encode_image, is_image_path, read_image, write_bytes
+from irae.degrade import NOISES, generator_for
+from irae.images import (
+    SUFFIXES,
+    Picture,
+    encode_image,
+    is_image_path,
+    is_lossy,
+    read_image,
+    write_bytes,
+    write_image,
+)
 from irae.models.irae import IRAE
-from irae.restorer import OptionError, Restorer
+from irae.restorer import OptionError, Restorer, as_pixels, as_tensor, check_settings, rest_weights
+from irae.weights import weights_with_digest
 
 Pixels = NDArray[Any]
 
 FORMAT_SUFFIXES = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg", "webp": ".webp", "bmp": ".bmp"}
-LOSSY_SUFFIXES = (".jpg", ".jpeg")
 
 
 def restore(
@@ -114,46 +124,171 @@ def plan(
 ) -> list[Job]:
     """Which files are restored, and where the results go.
 
-    One file gives `NAME.restored.png` beside it, a folder `FOLDER.restored/`. `output` names a file, for one input file,
-    or else a folder. Lossless formats stay; JPEG and WebP become PNG unless `format` says otherwise. Inputs that would
-    get the same name keep their whole name in it.
+    One file gives `NAME.restored.png` beside it, a folder `FOLDER.restored/`. `output` names a file, where there is one
+    input file and it ends in an image's suffix, else a folder. Lossless formats stay; JPEG and lossy WebP become PNG
+    unless `format` says otherwise. Inputs that would get the same name keep their whole name in it.
 
     Raises:
         OptionError: an input is missing, a folder holds no images, or two inputs still have one target.
     """
     if format is not None and format not in FORMAT_SUFFIXES:
         raise OptionError(f"There is no format {format!r}; choose one of {', '.join(FORMAT_SUFFIXES)}.")
-    into_folder = output is not None and (len(inputs) > 1 or output.is_dir() or any(path.is_dir() for path in inputs))
+    one_file = len(inputs) == 1 and not inputs[0].is_dir()
+    if output is not None and one_file and is_image_path(output) and not output.is_dir():
+        _check_exists(inputs[0])
+        return [Job(inputs[0], output if format is None else output.with_suffix(FORMAT_SUFFIXES[format]))]
     jobs: list[Job] = []
     for path in inputs:
+        _check_exists(path)
         if path.is_dir():
-            folder = output or path.with_name(f"{path.resolve().name}.restored")
+            folder = output or path.resolve().with_name(f"{path.resolve().name}.restored")
             sources = _images_in(path, recursive, folder)
             if not sources:
                 raise OptionError(f"The folder {path} holds no images{'' if recursive else ' (try --recursive)'}.")
-            targets = [folder / source.relative_to(path) for source in sources]
-            jobs += [Job(s, _with_format(t, format)) for s, t in zip(sources, targets, strict=True)]
-        elif not path.exists():
-            raise OptionError(f"There is no file {path}.")
-        elif output is not None and into_folder:
-            jobs.append(Job(path, _with_format(output / path.name, format)))
+            jobs += [Job(source, _target(source, folder / source.relative_to(path), format)) for source in sources]
         elif output is not None:
-            jobs.append(Job(path, output if format is None else output.with_suffix(FORMAT_SUFFIXES[format])))
+            jobs.append(Job(path, _target(path, output / path.name, format)))
         else:
-            named = _with_format(path, format)
-            jobs.append(Job(path, named.with_name(f"{named.stem}.restored{named.suffix}")))
+            target = _target(path, path, format)
+            jobs.append(Job(path, target.with_name(f"{target.stem}.restored{target.suffix}")))
     return _apart(jobs)
+
+
+def restore_file(job: Job, restorer: Restorer, settings: Settings) -> Done:
+    """Restore one file; everything is written beside its place and renamed, the image last.
+
+    Raises:
+        IraeError: the input cannot be read, the output exists or cannot be written; nothing is left half done.
+    """
+    start = time.monotonic()
+    _check_target(job, settings)
+    picture = read_image(job.source)
+    restored, extras = _restore_picture(picture, job.target, restorer, settings)
+    content = encode_image(restored, SUFFIXES[job.target.suffix.lower()])
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    for path, data in {**extras, job.target: content}.items():
+        write_bytes(path, data, overwrite=settings.overwrite)
+    megapixels = picture.pixels.shape[0] * picture.pixels.shape[1] / 1e6
+    return Done(job, (job.target, *extras), time.monotonic() - start, megapixels)
+
+
+def restore_bytes(data: bytes, restorer: Restorer, settings: Settings, format: str | None = None) -> bytes:
+    """Restore the content of an image file, for standard input and output: PNG out unless it was TIFF, BMP or lossless
+    WebP, or `format` says otherwise."""
+    picture = read_image(data)
+    pixels = restorer(picture.pixels, settings.sigma, settings.strength)
+    return encode_image(
+        replace(picture, pixels=pixels), (format or ("png" if picture.lossy else picture.format)).upper()
+    )
+
+
+def recover_file(
+    restored: Path, output: Path | None = None, model: str | None = None, device: str = "auto", overwrite: bool = False
+) -> Path:
+    """The input's pixels, bit for bit, from a restored image and the rest beside it (`NAME.rest`).
+
+    Args:
+        restored: the image that `restore_file` wrote with `keep_rest`.
+        output: the file to write; by default `X.recovered.png` for `X.restored.png`.
+        model: weights by name or path, where they are not installed.
+        device: as `Restorer`.
+
+    Returns:
+        The path written.
+
+    Raises:
+        IraeError: there is no rest, or it does not belong to this image, these weights or this arithmetic.
+    """
+    picture, rest = read_image(restored), rest_path(restored)
+    if not rest.is_file():
+        raise OptionError(f"There is no {rest}: restore with --keep-rest to get the input back later.")
+    content = rest.read_bytes()
+    restorer = Restorer(model=model or weights_with_digest(rest_weights(content)), device=device)
+    target = output or restored.with_name(f"{restored.stem.removesuffix('.restored')}.recovered{restored.suffix}")
+    pixels = restorer.recover(picture.pixels, content)
+    write_image(target, replace(picture, pixels=pixels), overwrite=overwrite)
+    return target
+
+
+def degrade_file(
+    clean: Path, output: Path | None, sigma: float, kind: str = "gaussian", seed: int = 0, overwrite: bool = False
+) -> Path:
+    """Write a noisy copy of an image; clipped and rounded, as a file is.
+
+    Args:
+        clean: the image.
+        output: the file to write, by default `NAME.noisy.png` beside it.
+        sigma: noise level in 8-bit levels.
+        kind: a name in `irae.degrade.NOISES`.
+        seed: the noise depends on it and on the file's name.
+
+    Returns:
+        The path written.
+    """
+    if kind not in NOISES:
+        raise OptionError(f"There is no noise {kind!r}; choose one of {', '.join(NOISES)}.")
+    check_settings(sigma)
+    picture = read_image(clean)
+    image, generator = as_tensor(picture.pixels), generator_for(clean.stem, seed)
+    noisy = NOISES[kind].draw(sigma, generator)(image[0], generator).image[None]
+    named = _target(clean, clean, None)
+    target = output or named.with_name(f"{named.stem}.noisy{named.suffix}")
+    write_image(target, replace(picture, pixels=as_pixels(noisy, picture.pixels)), overwrite=overwrite)
+    return target
+
+
+def rest_path(restored: Path) -> Path:
+    """Where the rest of a restored image lies."""
+    return restored.with_name(f"{restored.name}.rest")
+
+
+def _restore_picture(
+    picture: Picture, target: Path, restorer: Restorer, settings: Settings
+) -> tuple[Picture, dict[Path, bytes]]:
+    """The restored picture, and what else is to be written."""
+    extras: dict[Path, bytes] = {}
+    if settings.keep_rest:
+        pixels, extras[rest_path(target)] = restorer.with_rest(picture.pixels, settings.sigma, settings.strength)
+    else:
+        pixels = restorer(picture.pixels, settings.sigma, settings.strength)
+    if settings.compare:
+        both = Picture(side_by_side({"input": picture.pixels, "restored": pixels}))
+        extras[compare_path(target)] = encode_image(both, "PNG")
+    return replace(picture, pixels=pixels), extras
+
+
+def compare_path(restored: Path) -> Path:
+    """Where the side-by-side picture of a restored image lies."""
+    return restored.with_name(f"{restored.stem}.compare.png")
+
+
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise OptionError(f"There is no file or folder {path}.")
+
+
+def _check_target(job: Job, settings: Settings) -> None:
+    if not is_image_path(job.target):
+        raise OptionError(f"{job.target} has no suffix of an image format: {', '.join(SUFFIXES)}.")
+    if settings.keep_rest and SUFFIXES[job.target.suffix.lower()] == "JPEG":
+        raise OptionError("A rest belongs to the exact pixels, which JPEG does not keep: write PNG or TIFF.")
+    if job.target.exists():
+        if job.target.samefile(job.source):
+            raise OptionError(f"{job.source} would be written over itself: inputs are never overwritten.")
+        if not settings.overwrite:
+            raise OptionError(f"{job.target} exists: give --overwrite to replace it.")
 
 
 def _images_in(folder: Path, recursive: bool, output: Path) -> list[Path]:
     found = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(p for p in found if is_image_path(p) and p.is_file() and not p.is_relative_to(output))
+    inside = output.resolve()
+    return sorted(p for p in found if is_image_path(p) and p.is_file() and not p.resolve().is_relative_to(inside))
 
 
-def _with_format(path: Path, format: str | None) -> Path:
+def _target(source: Path, place: Path, format: str | None) -> Path:
     if format is not None:
-        return path.with_suffix(FORMAT_SUFFIXES[format])
-    return path if path.suffix.lower() in LOSSLESS_SUFFIXES else path.with_suffix(".png")
+        return place.with_suffix(FORMAT_SUFFIXES[format])
+    return place.with_suffix(".png") if is_lossy(source) or not is_image_path(place) else place
 
 
 def _apart(jobs: list[Job]) -> list[Job]:

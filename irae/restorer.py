@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -72,10 +71,11 @@ class Restorer:
             sigma: noise level in 8-bit levels, None: blind.
             strength: 1 gives the network's image, 0 the input, between them their mixture.
         """
+        check_settings(sigma, strength)
         image, cond = self._tensors(pixels, sigma)
         with torch.inference_mode(), self._autocast(pixels.dtype):
             restored = restore_tiled(self.model, image, cond)
-        return _pixels(_mix(image, restored, strength), pixels)
+        return as_pixels(torch.lerp(image, restored, strength), pixels)
 
     def with_rest(self, pixels: Pixels, sigma: float | None = None, strength: float = 1.0) -> tuple[Pixels, bytes]:
         """The restored pixels and, as the bytes of a file, what is left beside them.
@@ -85,11 +85,12 @@ class Restorer:
         Raises:
             RecoverError: the input would not come back bit for bit, for example in a low precision.
         """
+        check_settings(sigma, strength)
         image, cond = self._tensors(pixels, sigma)
         precision = "fp32" if self.precision == "auto" else self.precision
         with torch.inference_mode(), self._autocast(pixels.dtype, precision):
             restored, rest = self.model.restore_with_rest(image, cond)
-        result = _pixels(_mix(image, restored, strength), pixels)
+        result = as_pixels(torch.lerp(image, restored, strength), pixels)
         tensors = {
             "extra": rest.extra,
             "border": rest.border,
@@ -124,7 +125,7 @@ class Restorer:
             recovered = self.model.recover(
                 image + tensors["rounding"], Rest(tensors["extra"], tensors["border"], header["settings"]), cond
             )
-        pixels = _pixels(recovered, restored)
+        pixels = as_pixels(recovered, restored)
         if _pixels_digest(pixels) != header["sha256"]:
             raise RecoverError(
                 "The input does not come back bit for bit: the restored image was changed, or this machine rounds "
@@ -134,29 +135,13 @@ class Restorer:
 
     def _tensors(self, pixels: Pixels, sigma: float | None) -> tuple[Tensor, Tensor]:
         """Pixels as an image (1, 3, H, W), and the condition (1, 2, 1, 1)."""
-        if sigma is not None and not 0 <= sigma <= 255:
-            raise OptionError(f"The noise level {sigma:g} is not between 0 and 255 (8-bit levels).")
-        image = torch.from_numpy(np.ascontiguousarray(_as_float(pixels))).to(self.device)
-        image = image[None, None] if image.ndim == 2 else image.permute(2, 0, 1)[None]
-        return as_rgb(image), noise_condition(sigma).to(self.device)
+        return as_rgb(as_tensor(pixels)).to(self.device), noise_condition(sigma).to(self.device)
 
     def _autocast(self, dtype: np.dtype[Any], precision: str | None = None) -> AbstractContextManager[Any]:
         precision = precision or self.precision
         if precision == "auto":
-            precision = "bf16" if dtype == np.uint8 and _fast_bf16(self.device) else "fp32"
+            precision = pick_precision("auto", self.device) if dtype == np.uint8 else "fp32"
         return torch.autocast(self.device.type, DTYPES.get(precision, torch.bfloat16), enabled=precision != "fp32")
-
-
-def with_colour(image: Pixels, function: Callable[[Pixels], Pixels]) -> Pixels:
-    """Apply `function`, of (H, W) or (H, W, 3), to the colour part of (H, W) or (H, W, 1 to 4); the rest stays."""
-    if image.ndim == 2:
-        return function(image)
-    if image.ndim != 3 or not 1 <= image.shape[2] <= 4:
-        raise OptionError(f"An image has the shape (H, W) or (H, W, 1 to 4), not {image.shape}.")
-    if image.shape[2] == 3:
-        return function(image)
-    colour = function(image[..., :3]) if image.shape[2] == 4 else function(image[..., 0])[..., None]
-    return np.concatenate((colour, image[..., colour.shape[2] :]), axis=2)
 
 
 def pick_device(device: str) -> torch.device:
@@ -170,11 +155,27 @@ def pick_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+def pick_precision(precision: str, device: torch.device) -> str:
+    """The precision by name; "auto" is bf16 where the device is fast at it, else fp32."""
+    _choose("precision", precision, PRECISIONS)
+    if precision != "auto":
+        return precision
+    return "bf16" if _fast_bf16(device) else "fp32"
+
+
+def check_settings(sigma: float | None, strength: float = 1.0) -> None:
+    """Raises OptionError for a noise level outside 0 to 255 or a strength outside 0 to 1."""
+    if sigma is not None and not 0 <= sigma <= 255:
+        raise OptionError(f"The noise level {sigma:g} is not between 0 and 255 (8-bit levels).")
+    if not 0 <= strength <= 1:
+        raise OptionError(f"The strength {strength:g} is not between 0 and 1.")
+
+
 def _fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
 
@@ -184,26 +185,28 @@ def _choose(kind: str, value: str, choices: tuple[str, ...]) -> None:
         raise OptionError(f"There is no {kind} {value!r}; choose one of {', '.join(choices)}.")
 
 
-def _as_float(pixels: Pixels) -> NDArray[np.float32]:
+def as_tensor(pixels: Pixels) -> Tensor:
+    """Pixels (H, W) or (H, W, 3), uint8, uint16 or float32, as (1, 1 or 3, H, W) float32, integers scaled to [0, 1].
+
+    Raises:
+        OptionError: another dtype, no pixels, or values that are not finite.
+    """
     if pixels.size == 0:
         raise OptionError("The image has no pixels.")
-    if pixels.dtype in (np.uint8, np.uint16):
-        return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
-    if pixels.dtype != np.float32:
+    if pixels.dtype not in (np.uint8, np.uint16, np.float32):
         raise OptionError(f"An image is uint8, uint16 or float32, not {pixels.dtype}.")
-    if not np.isfinite(pixels).all():
+    values = pixels.astype(np.float32)
+    if pixels.dtype != np.float32:
+        values /= np.iinfo(pixels.dtype).max
+    elif not np.isfinite(values).all():
         raise OptionError("The image holds values that are not finite.")
-    return pixels
+    image = torch.from_numpy(values)
+    return image[None, None] if image.ndim == 2 else image.permute(2, 0, 1)[None]
 
 
-def _mix(image: Tensor, restored: Tensor, strength: float) -> Tensor:
-    if not 0 <= strength <= 1:
-        raise OptionError(f"The strength {strength:g} is not between 0 and 1.")
-    return restored if strength == 1 else image + strength * (restored - image)
-
-
-def _pixels(image: Tensor, like: Pixels) -> Pixels:
-    """An image (1, 3, H, W) in the dtype and shape of `like`: grey where that is grey."""
+def as_pixels(image: Tensor, like: Pixels) -> Pixels:
+    """An image (1, 1 or 3, H, W) in the dtype and shape of `like`: grey where that is grey; integers are clipped and
+    rounded, floats are neither."""
     array = image[0].float().permute(1, 2, 0)
     values = (array if like.ndim == 3 else array.mean(2)).cpu().numpy()
     if like.dtype == np.float32:
@@ -213,7 +216,14 @@ def _pixels(image: Tensor, like: Pixels) -> Pixels:
 
 
 def _pixels_digest(pixels: Pixels) -> str:
-    return hashlib.sha256(f"{pixels.dtype} {pixels.shape} ".encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+    return hashlib.sha256(
+        f"{pixels.dtype} {pixels.shape} ".encode() + np.ascontiguousarray(pixels).tobytes()
+    ).hexdigest()
+
+
+def rest_weights(content: bytes) -> str:
+    """The digest of the weights that made a rest, from the bytes of its file."""
+    return _read_rest(content)[0]["weights"]
 
 
 def _read_rest(content: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:

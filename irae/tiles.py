@@ -60,9 +60,9 @@ def reach(model: IRAE) -> int:
         start = blocks // 2 * unit
         image = torch.zeros(1, model.config.image_channels, blocks * unit, blocks * unit)
         image[..., start : start + unit, start : start + unit] = torch.nan
-        cond = torch.zeros(1, model.config.cond, 1, 1) if model.config.cond else None
+        cond = torch.zeros(1, model.config.cond, 1, 1)
         with torch.no_grad():
-            output = model.restore(*(x if x is None else x.to(parameter.device) for x in (image, cond)))
+            output = model.restore(image.to(parameter.device), cond.to(parameter.device))
         touched = output.isnan().any(1)[0]
         span = torch.cat([touched.any(axis).nonzero().flatten() for axis in (0, 1)])
         first, last = int(span.min()), int(span.max())
@@ -71,5 +71,3 @@ def reach(model: IRAE) -> int:
             return -(-radius // unit) * unit
         blocks *= 2
     raise ValueError("This network looks at the whole image at once: it cannot work in tiles.")
-
-

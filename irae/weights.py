@@ -16,16 +16,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from irae.errors import IraeError
 from irae.images import write_bytes
 from irae.models.irae import IRAE, IRAEConfig
 from irae.resources import resource_dir
 
-
 FORMAT = "irae-1"
 
 
-class WeightsError(ValueError):
+class WeightsError(IraeError):
     """Weights that are not there, damaged, or not of this project."""
 
 
@@ -69,6 +70,14 @@ def find_weights(name_or_path: str | Path) -> Path:
     raise WeightsError(f"There are no weights {str(name_or_path)!r}; installed are: {names}.")
 
 
+def weights_with_digest(digest: str) -> Path:
+    """The installed weights with a digest; raises WeightsError where there are none."""
+    for path in installed_weights().values():
+        if _read(path, tensors=False)[0]["sha256"] == digest:
+            return path
+    raise WeightsError("The rest was made with weights that are not installed: name them with --model.")
+
+
 def save_weights(
     path: Path, config: IRAEConfig, state: dict[str, Tensor], facts: dict[str, Any], dtype: torch.dtype = torch.float16
 ) -> None:
@@ -93,24 +102,54 @@ def weights_info(name_or_path: str | Path) -> WeightsInfo:
     return _info(path, header)
 
 
-def load_weights(name_or_path: str | Path) -> tuple[IRAE, WeightsInfo]:
-    """A network with its weights, in float32, channels_last, in evaluation mode.
+def load_model(name_or_path: str | Path = "denoise") -> IRAE:
+    """The network of installed weights by name, or of a weights file: float32, channels_last, evaluation mode.
+
+    Cached; `config`, `card` and `digest` tell of it.
 
     Raises:
         WeightsError: no such weights, a damaged file, or one that is not of this project.
     """
-    path = find_weights(name_or_path)
+    path = find_weights(name_or_path).resolve()
+    stat = path.stat()
+    return _load(path, (stat.st_mtime_ns, stat.st_size))
+
+
+def model_facts(name_or_path: str | Path) -> dict[str, Any]:
+    """What there is to know of weights: task, architecture, parameters, multiply-accumulates a pixel, training."""
+    info, model = weights_info(name_or_path), load_model(name_or_path)
+    return {
+        "name": info.name,
+        "task": info.config.task,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "mac_per_pixel": mac_per_pixel(model),
+        "size_multiple": model.size_multiple,
+        "sha256": model.digest,
+        **info.facts,
+        "config": info.config.to_dict(),
+    }
+
+
+def mac_per_pixel(model: IRAE) -> int:
+    """Multiply-accumulates a pixel of one restoration, counted by torch's FlopCounterMode on 128 x 128 pixels."""
+    config = model.config
+    image = torch.zeros(1, config.image_channels, 128, 128)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.restore(image, torch.zeros(1, config.cond, 1, 1) if config.cond else None)
+    return round(counter.get_total_flops() / 2 / 128**2)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(path: Path, version: tuple[int, int]) -> IRAE:
     header, tensors = _read(path)
     if _digest(header, tensors) != header["sha256"]:
         raise WeightsError(f"The weights {path} are damaged (sha256 differs): get the file again.")
     info = _info(path, header)
     model = IRAE(info.config)
     model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
+    model.card, model.digest = info.card, header["sha256"]
     model.eval().requires_grad_(False)
-    return model.to(memory_format=torch.channels_last), info  # type: ignore[call-overload]
-
-
-load_weights_cached = functools.lru_cache(maxsize=4)(load_weights)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _read(path: Path, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -119,7 +158,9 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict[str, str], dict[str, T
             header = file.metadata() or {}
             content = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} is no readable weights file (safetensors): it is damaged or of another kind.") from error
+        raise WeightsError(
+            f"{path} is no readable weights file (safetensors): it is damaged or of another kind."
+        ) from error
     if header.get("format") != FORMAT or not {"config", "facts", "sha256"} <= set(header):
         raise WeightsError(f"{path} holds no weights of irae.")
     return header, content

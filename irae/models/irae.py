@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from irae.errors import IraeError
 from irae.models.blocks import USubnet, build_block
 from irae.models.resample import RESAMPLERS, OrthogonalMixing, Resample
 from irae.models.reversible import Chain, Invertible, State
-
 
 Step = Callable[[State, Tensor | None], State]
 
@@ -106,7 +106,7 @@ class Rest:
     settings: str
 
 
-class RecoverError(ValueError):
+class RecoverError(IraeError):
     """The rest does not belong to this image, condition, model or arithmetic."""
 
 
@@ -192,6 +192,9 @@ class IRAE(nn.Module):
             training step does not grow with the number of blocks.
     """
 
+    card: str = ""  # what its weights' card says, where they were loaded from a file
+    digest: str = ""  # of those weights
+
     def __init__(self, config: IRAEConfig, memory_free: bool = True) -> None:
         super().__init__()
         self.config = config
@@ -252,9 +255,7 @@ class IRAE(nn.Module):
             state = self._ascend(code, self.encoder.inverse_steps(), cond)
             return _crop(self.lift.inverse(state), size)
 
-    def _descend(
-        self, state: State, levels: Sequence[Step], cond: Tensor | None
-    ) -> tuple[State, tuple[State, ...]]:
+    def _descend(self, state: State, levels: Sequence[Step], cond: Tensor | None) -> tuple[State, tuple[State, ...]]:
         """Down the levels, blocks first, then squeeze and split: the deepest streams and the skips."""
         skips, cond = list[State](), self._pad_condition(cond)
         for level, blocks in enumerate(levels):

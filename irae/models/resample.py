@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -121,10 +122,14 @@ class OrthogonalMixing(Invertible):
         self.layer = parametrizations.orthogonal(layer, orthogonal_map="matrix_exp")
 
     def forward(self, state: State, cond: Tensor | None = None) -> State:
-        return self._mix(state, self.layer.weight)
+        return self._mix(state, self.matrix())
 
     def inverse(self, state: State, cond: Tensor | None = None) -> State:
-        return self._mix(state, self.layer.weight.mT)
+        return self._mix(state, self.matrix().mT)
+
+    def matrix(self) -> Tensor:
+        """The orthogonal matrix, (2 * channels, 2 * channels)."""
+        return cast(Tensor, self.layer.weight)
 
     def _mix(self, state: State, matrix: Tensor) -> State:
         both = torch.cat(state, dim=1)

@@ -33,7 +33,7 @@ class Invertible(nn.Module, ABC):
         """The state before this part, from the state after it."""
 
     def rebuild(self, output: State, cond: Tensor | None = None) -> tuple[State, State]:
-        """For the backward pass: the input that gave `output`, as fresh leaves, and the output again with a graph from those leaves."""
+        """For the backward pass: the input that gave `output`, as fresh leaves, and the output with a graph from them."""
         with torch.no_grad():
             before = self.inverse(output, cond)
         leaves = (_leaf(before[0]), _leaf(before[1]))
@@ -139,7 +139,7 @@ class _MemoryFree(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         a, b, cond = ctx.saved_tensors
         state, grad_state = (a, b), tuple(grads)
         cond = _leaf(cond) if ctx.needs_input_grad[3] else cond
@@ -151,9 +151,7 @@ class _MemoryFree(torch.autograd.Function):
             with torch.enable_grad(), torch.autocast(**ctx.autocast):
                 before, after = step.rebuild(state, cond)
             found = torch.autograd.grad(after, (*before, *wanted), grad_state, allow_unused=True)
-            grad_state = tuple(
-                torch.zeros_like(s) if g is None else g for s, g in zip(before, found[:2], strict=True)
-            )
+            grad_state = tuple(torch.zeros_like(s) if g is None else g for s, g in zip(before, found[:2], strict=True))
             for tensor, grad in zip(wanted, found[2:], strict=True):
                 if grad is not None:
                     total[tensor] = total[tensor] + grad if tensor in total else grad

@@ -87,7 +87,7 @@ def cut_patch(image: Image, size: int, data: Data, rng: np.random.Generator) -> 
         patch = np.asarray(cv2.resize(patch, (size, size), interpolation=cv2.INTER_AREA), dtype=np.uint8)
     if rng.random() < 0.5:
         patch = patch[:, ::-1]
-    return np.rot90(patch, rng.integers(4))
+    return np.rot90(patch, int(rng.integers(4)))
 
 
 def recolour(clean: Tensor, share: float, rng: np.random.Generator) -> Tensor:

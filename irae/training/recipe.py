@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from irae.errors import IraeError
 from irae.models.irae import IRAEConfig
 
 
-class RecipeError(ValueError):
+class RecipeError(IraeError):
     """A recipe that cannot be read; the message says what is wrong in it."""
 
 
@@ -143,7 +144,7 @@ def _build(kind: Any, value: Any) -> Any:
         types = get_type_hints(kind)
         unknown = set(value) - set(types)
         if unknown:
-            raise ValueError(f"{kind.__name__} has no {', '.join(sorted(unknown))}.")
+            raise ValueError(f"{getattr(kind, '__name__', kind)} has no {', '.join(sorted(unknown))}.")
         return kind(**{key: _build(types[key], item) for key, item in value.items()})  # type: ignore[operator]
     if get_origin(kind) is tuple:
         return tuple(_build(get_args(kind)[0], item) for item in value)

@@ -19,7 +19,9 @@ PARTS: dict[str, Callable[[], Invertible]] = {
     "additive, small U": lambda: build_block("additive", CHANNELS, cond=2, subnet="u"),
     **RESAMPLERS,
     "orthogonal mixing": lambda: OrthogonalMixing(CHANNELS),
-    "chain": lambda: Chain([build_block("additive", CHANNELS), OrthogonalMixing(CHANNELS), build_block("affine", CHANNELS)]),
+    "chain": lambda: Chain(
+        [build_block("additive", CHANNELS), OrthogonalMixing(CHANNELS), build_block("affine", CHANNELS)]
+    ),
 }
 
 

@@ -45,7 +45,9 @@ def test_float32_round_trip(part: Invertible) -> None:
 def test_part_is_not_the_identity(part: Invertible) -> None:
     state, cond = random_state(8, 8), random_condition(8, 8)
     after = part(state, cond)
-    assert after[0].shape != state[0].shape or (after[0] - state[0]).abs().max() + (after[1] - state[1]).abs().max() > 1e-3
+    assert (
+        after[0].shape != state[0].shape or (after[0] - state[0]).abs().max() + (after[1] - state[1]).abs().max() > 1e-3
+    )
 
 
 def test_jacobian_has_full_rank(part: Invertible) -> None:

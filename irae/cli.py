@@ -1,0 +1,367 @@
+"""The command `irae`: parse, call, print. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from irae import __version__
+from irae.errors import IraeError
+
+if TYPE_CHECKING:
+    from irae.pipeline import Done, Job
+
+app = typer.Typer(
+    name="irae",
+    help="Restore images with an invertible autoencoder.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Task(StrEnum):
+    """What can be restored."""
+
+    denoise = "denoise"
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Precision(StrEnum):
+    """How to compute."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Format(StrEnum):
+    """What to write."""
+
+    png = "png"
+    tiff = "tiff"
+    jpeg = "jpeg"
+    webp = "webp"
+    bmp = "bmp"
+
+
+ModelOption = Annotated[str | None, typer.Option("--model", help="Weights by name (`irae models`) or path.")]
+DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist; never an input.")]
+RootOption = Annotated[Path | None, typer.Option("--data-root", envvar="IRAE_DATA", help="Where the image sets lie.")]
+
+
+def main() -> None:
+    """Run the command; what the user can mend is one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except IraeError as error:
+        _complain(str(error))
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"irae {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def restore(
+    inputs: Annotated[
+        list[Path], typer.Argument(help="Image files or folders; - for standard input.", metavar="INPUT...")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="File or folder to write; - for standard output.  [default: beside the input]"
+        ),
+    ] = None,
+    task: Annotated[Task, typer.Option("--task", help="What to restore.")] = Task.denoise,
+    sigma: Annotated[
+        float | None,
+        typer.Option("--sigma", help="Noise level in 8-bit levels, 0 to 255.  [default: found by the network]"),
+    ] = None,
+    strength: Annotated[
+        float,
+        typer.Option(
+            "--strength", help="0 to 1: how much of the change is made; lower keeps more grain.", show_default=True
+        ),
+    ] = 1.0,
+    model: ModelOption = None,
+    device: DeviceOption = Device.auto,
+    precision: Annotated[Precision, typer.Option("--precision", help="How to compute.")] = Precision.auto,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Sub-folders too, mirrored.")] = False,
+    format: Annotated[
+        Format | None,
+        typer.Option("--format", help="Format to write.  [default: the input's; PNG for JPEG and lossy WebP]"),
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Also write input and result side by side.")] = False,
+    keep_rest: Annotated[
+        bool, typer.Option("--keep-rest", help="Also write what is left beside the image, for `irae recover`.")
+    ] = False,
+    overwrite: OverwriteOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a file on standard output.")] = False,
+) -> None:
+    """Restore images: NOISY.png gives NOISY.restored.png beside it, FOLDER gives FOLDER.restored/.
+
+    Exit code 0: all done, 1: some files failed, 2: nothing could start.
+    """
+    from irae.pipeline import Settings, plan, restore_bytes
+    from irae.restorer import OptionError, Restorer, check_settings
+
+    check_settings(sigma, strength)
+    settings = Settings(sigma, strength, keep_rest, compare, overwrite)
+    if inputs == [Path("-")]:
+        if keep_rest or compare or as_json:
+            raise OptionError(
+                "Standard input gives one image and nothing beside it: no --keep-rest, --compare or --json."
+            )
+        restorer = Restorer(task, model, device, precision)
+        _write_out(restore_bytes(sys.stdin.buffer.read(), restorer, settings, format), output, overwrite)
+        return
+    if output == Path("-"):
+        if len(inputs) != 1 or not inputs[0].is_file() or keep_rest or compare or as_json:
+            raise OptionError("Standard output takes one image file and nothing beside it.")
+        restorer = Restorer(task, model, device, precision)
+        _write_out(restore_bytes(inputs[0].read_bytes(), restorer, settings, format), output, overwrite)
+        return
+    jobs = plan(inputs, output, recursive, format)
+    failed = _restore_all(jobs, Restorer(task, model, device, precision), settings, as_json)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _restore_all(jobs: list[Job], restorer: Any, settings: Any, as_json: bool) -> int:
+    """Restore file after file; a bad one is reported and does not stop the others. The number of failures."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from irae.pipeline import restore_file
+
+    failed = 0
+    columns = TextColumn("restoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=err, transient=True, disable=len(jobs) == 1 or not err.is_terminal) as bar:
+        for job in bar.track(jobs):
+            try:
+                done = restore_file(job, restorer, settings)
+            except (IraeError, OSError, MemoryError, RuntimeError) as error:
+                failed += 1
+                _report_failure(job, error, as_json)
+            else:
+                _report(done, as_json)
+    if len(jobs) > 1:
+        err.print(f"{len(jobs) - failed} of {len(jobs)} images restored{f', {failed} failed' if failed else ''}.")
+    return failed
+
+
+def _report(done: Done, as_json: bool) -> None:
+    if as_json:
+        facts = {
+            "input": str(done.job.source),
+            "output": str(done.job.target),
+            "written": [str(path) for path in done.written],
+            "status": "restored",
+            "seconds": round(done.seconds, 3),
+            "megapixels": round(done.megapixels, 3),
+        }
+        print(json.dumps(facts), flush=True)
+        return
+    out.print(f"{done.job.source} -> {done.job.target}  ({done.seconds:.1f} s)", markup=False)
+    for path in done.written[1:]:
+        out.print(f"  and {path}", markup=False)
+
+
+def _report_failure(job: Job, error: BaseException, as_json: bool) -> None:
+    sentence = _sentence(error)
+    if as_json:
+        print(json.dumps({"input": str(job.source), "status": "failed", "error": sentence}), flush=True)
+    _complain(sentence if str(job.source) in sentence else f"{job.source}: {sentence}")
+
+
+def _sentence(error: BaseException) -> str:
+    if (
+        isinstance(error, MemoryError)
+        or "out of memory" in str(error).lower()
+        or "can't allocate" in str(error).lower()
+    ):
+        return "There is not enough memory for this image."
+    return " ".join(str(error).split())
+
+
+def _write_out(data: bytes, output: Path | None, overwrite: bool) -> None:
+    from irae.images import write_bytes
+
+    if output is None or output == Path("-"):
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        write_bytes(output, data, overwrite=overwrite)
+
+
+def _complain(sentence: str) -> None:
+    err.print(f"irae: {sentence}", markup=False, style="red" if err.is_terminal else None)
+
+
+@app.command()
+def recover(
+    restored: Annotated[list[Path], typer.Argument(help="Images restored with --keep-rest.", metavar="RESTORED...")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write, for one input.  [default: NAME.recovered.png]")
+    ] = None,
+    model: ModelOption = None,
+    device: DeviceOption = Device.auto,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Give back the noisy image that was restored with --keep-rest, bit for bit."""
+    from irae.pipeline import recover_file
+    from irae.restorer import OptionError
+
+    if output is not None and len(restored) > 1:
+        raise OptionError("One output file takes one input.")
+    failed = 0
+    for path in restored:
+        try:
+            out.print(f"{path} -> {recover_file(path, output, model, device, overwrite)}", markup=False)
+        except IraeError as error:
+            failed += 1
+            _complain(str(error) if str(path) in str(error) else f"{path}: {error}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def degrade(
+    clean: Annotated[Path, typer.Argument(help="A clean image.")],
+    noise: Annotated[float, typer.Option("--noise", help="Noise level in 8-bit levels, 0 to 255.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write.  [default: NAME.noisy.png]")
+    ] = None,
+    kind: Annotated[str, typer.Option("--kind", help="gaussian, varying or poisson.")] = "gaussian",
+    seed: Annotated[int, typer.Option("--seed", help="Another seed, other noise.")] = 0,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Damage a clean image, to try things out: the noise depends on the file's name and the seed only."""
+    from irae.pipeline import degrade_file
+
+    out.print(f"{clean} -> {degrade_file(clean, output, noise, kind, seed, overwrite)}", markup=False)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures.")] = Path("demo"),
+    noise: Annotated[float, typer.Option("--noise", help="Noise level in 8-bit levels.")] = 25.0,
+    model: ModelOption = None,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Damage a sample photograph, restore it, print PSNR and SSIM before and after, write them side by side."""
+    from rich.table import Table
+
+    from irae.demo import run_demo
+
+    result = run_demo(output, noise, model, device)
+    table = Table(title=f"A cup of coffee, noise level {noise:g}")
+    for heading in ("", "PSNR", "SSIM"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for row, (psnr, ssim) in result.quality.items():
+        table.add_row(row, f"{psnr:.2f} dB", f"{ssim:.4f}")
+    out.print(table)
+    out.print(f"The pictures side by side: {result.picture}", markup=False)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/denoise.toml.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for checkpoint, log and weights.  [default: runs/NAME]"),
+    ] = None,
+    data_root: RootOption = None,
+    device: DeviceOption = Device.auto,
+    precision: Annotated[Precision, typer.Option("--precision", help="bf16 or fp32.")] = Precision.auto,
+    max_minutes: Annotated[float, typer.Option("--max-minutes", help="Stop then, with a checkpoint.")] = math.inf,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    every: Annotated[int, typer.Option("--every", min=1, help="Steps between evaluations.")] = 1000,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that make batches.")] = 1,
+) -> None:
+    """Train a network from a recipe; weights, checkpoint and a CSV log lie in the output folder."""
+    from irae.restorer import pick_device, pick_precision
+    from irae.training.recipe import load_recipe
+    from irae.training.train import Options
+    from irae.training.train import train as run
+
+    loaded = load_recipe(recipe)
+    folder = output or Path("runs") / loaded.name
+    place = pick_device(device)
+    options = Options(place.type, pick_precision(precision, place), max_minutes, resume, every, workers)
+    metrics = run(loaded, folder, data_root, options)
+    for name, value in metrics.items():
+        out.print(f"{name}: {value:.3f} dB on the held-out images")
+    out.print(f"Weights: {folder / loaded.name}.safetensors", markup=False)
+
+
+@app.command()
+def models() -> None:
+    """List the installed weights."""
+    from rich.table import Table
+
+    from irae.weights import installed_weights, model_facts
+
+    table = Table("name", "task", "parameters", "MAC/pixel", "size")
+    for name, path in installed_weights().items():
+        facts = model_facts(name)
+        table.add_row(
+            name,
+            facts["task"],
+            f"{facts['parameters']:,}",
+            f"{facts['mac_per_pixel']:,}",
+            f"{path.stat().st_size / 1e6:.1f} MB",
+        )
+    out.print(table)
+
+
+@app.command()
+def info(
+    name: Annotated[str, typer.Argument(help="Weights by name or path.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Show what weights say of themselves: architecture, training, quality, and their card."""
+    from rich.markdown import Markdown
+
+    from irae.weights import model_facts, weights_info
+
+    facts, card = model_facts(name), weights_info(name).card
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    for key, value in facts.items():
+        out.print(f"{key.replace('_', ' ')}: {value}", markup=False)
+    if card:
+        out.print()
+        out.print(Markdown(card))
+
+
+if __name__ == "__main__":
+    main()
