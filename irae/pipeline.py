@@ -125,7 +125,7 @@ def plan(
     """Which files are restored, and where the results go.
 
     One file gives `NAME.restored.png` beside it, a folder `FOLDER.restored/`. `output` names a file, where there is one
-    input file and it ends in an image's suffix, else a folder. Lossless formats stay; JPEG and lossy WebP become PNG
+    input file and it has a suffix and is no folder, else a folder. Lossless formats stay; JPEG and lossy WebP become PNG
     unless `format` says otherwise. Inputs that would get the same name keep their whole name in it.
 
     Raises:
@@ -134,7 +134,7 @@ def plan(
     if format is not None and format not in FORMAT_SUFFIXES:
         raise OptionError(f"There is no format {format!r}; choose one of {', '.join(FORMAT_SUFFIXES)}.")
     one_file = len(inputs) == 1 and not inputs[0].is_dir()
-    if output is not None and one_file and is_image_path(output) and not output.is_dir():
+    if output is not None and one_file and output.suffix and not output.is_dir():
         _check_exists(inputs[0])
         return [Job(inputs[0], output if format is None else output.with_suffix(FORMAT_SUFFIXES[format]))]
     jobs: list[Job] = []

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 State = tuple[Tensor, Tensor]
 
@@ -22,7 +23,15 @@ class Invertible(nn.Module, ABC):
     Shape:
         state: two tensors (N, C, H, W). Resampling parts change C, H and W, others keep them.
         cond: (N, K, H', W') or (N, K, 1, 1), or None for parts that take none.
+
+    Attributes:
+        two_step: a state is (before, now) of a two-step method, so its chain starts from two equal streams.
+        iterative: `inverse` iterates to the precision of the state; the part ignores autocast, whose rounding would
+            make it a step function.
     """
+
+    two_step = False
+    iterative = False
 
     @abstractmethod
     def forward(self, state: State, cond: Tensor | None = None) -> State:
@@ -33,7 +42,7 @@ class Invertible(nn.Module, ABC):
         """The state before this part, from the state after it."""
 
     def rebuild(self, output: State, cond: Tensor | None = None) -> tuple[State, State]:
-        """For the backward pass: the input that gave `output`, as fresh leaves, and the output with a graph from them."""
+        """For the backward pass: the input of `output` as fresh leaves, and the output with a graph from them."""
         with torch.no_grad():
             before = self.inverse(output, cond)
         leaves = (_leaf(before[0]), _leaf(before[1]))
@@ -45,11 +54,13 @@ class HalfStep(Invertible):
 
     Args:
         moves: the stream that moves, 0 for a or 1 for b.
+        swap: the two then change places, as the states of a two-step method do.
     """
 
-    def __init__(self, moves: int) -> None:
+    def __init__(self, moves: int, swap: bool = False) -> None:
         super().__init__()
         self.moves = moves
+        self.lands = 1 - moves if swap else moves  # where the moved stream comes out
 
     @abstractmethod
     def message(self, fixed: Tensor, cond: Tensor | None) -> Tensor:
@@ -65,23 +76,20 @@ class HalfStep(Invertible):
 
     def forward(self, state: State, cond: Tensor | None = None) -> State:
         fixed = state[1 - self.moves]
-        return self._pair(self.apply_message(state[self.moves], self.message(fixed, cond)), fixed)
+        return _pair(self.lands, self.apply_message(state[self.moves], self.message(fixed, cond)), fixed)
 
     def inverse(self, state: State, cond: Tensor | None = None) -> State:
-        fixed = state[1 - self.moves]
-        return self._pair(self.undo_message(state[self.moves], self.message(fixed, cond)), fixed)
+        fixed = state[1 - self.lands]
+        return _pair(self.moves, self.undo_message(state[self.lands], self.message(fixed, cond)), fixed)
 
     def rebuild(self, output: State, cond: Tensor | None = None) -> tuple[State, State]:
         # The message is the costly part: computed once, it serves the inverse and the graph.
-        fixed = _leaf(output[1 - self.moves])
+        fixed = _leaf(output[1 - self.lands])
         message = self.message(fixed, cond)
         with torch.no_grad():
-            before = self.undo_message(output[self.moves], message)
+            before = self.undo_message(output[self.lands], message)
         moving = _leaf(before)
-        return self._pair(moving, fixed), self._pair(self.apply_message(moving, message), fixed)
-
-    def _pair(self, moving: Tensor, fixed: Tensor) -> State:
-        return (moving, fixed) if self.moves == 0 else (fixed, moving)
+        return _pair(self.moves, moving, fixed), _pair(self.lands, self.apply_message(moving, message), fixed)
 
 
 class Chain(Invertible):
@@ -158,6 +166,29 @@ class _MemoryFree(torch.autograd.Function):
             state = (before[0].detach(), before[1].detach())
         grad_cond = total.get(shared[0]) if shared else None
         return None, *grad_state, grad_cond, *(total.get(p) for p in ctx.params)
+
+
+def match_size(cond: Tensor, x: Tensor) -> Tensor:
+    """A condition map averaged down to the resolution of x; (N, K, 1, 1) stays, to be broadcast."""
+    if cond.shape[-2:] in ((1, 1), x.shape[-2:]):
+        return cond
+    return F.adaptive_avg_pool2d(cond, x.shape[-2:])
+
+
+def required(cond: Tensor | None) -> Tensor:
+    """The condition.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if cond is None:
+        raise ValueError("This block was built with condition channels: pass `cond`.")
+    return cond
+
+
+def _pair(position: int, stream: Tensor, other: Tensor) -> State:
+    """A state with `stream` at `position`."""
+    return (stream, other) if position == 0 else (other, stream)
 
 
 def _leaf(tensor: Tensor) -> Tensor:

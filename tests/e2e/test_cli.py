@@ -1,0 +1,255 @@
+"""The command as a user types it: what is written where, exit codes, and one sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from irae import cli
+from irae.images import Picture, read_image, write_image
+
+Run = Callable[..., "Result"]
+
+
+class Result:
+    """Exit code, standard output and standard error of one call."""
+
+    def __init__(self, code: int, out: bytes, err: bytes) -> None:
+        self.code, self.raw, self.out, self.err = code, out, out.decode(errors="replace"), err.decode()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfdbinary: Any) -> Run:
+    """Call `irae` in this process."""
+
+    def call(*arguments: str | Path) -> Result:
+        monkeypatch.setattr(sys, "argv", ["irae", *map(str, arguments)])
+        capfdbinary.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+            sys.exit(0)
+        captured = capfdbinary.readouterr()
+        code = exit.value.code
+        return Result(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def irae(run: Run, weights_file: Path) -> Run:
+    """`irae restore` with the small random network."""
+    return lambda *arguments: run("restore", "--model", weights_file, *arguments)
+
+
+@pytest.fixture
+def noisy(tmp_path: Path, photo: NDArray[Any]) -> Path:
+    path = tmp_path / "noisy.png"
+    write_image(path, Picture(photo))
+    return path
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_one_file_goes_beside_the_input(irae: Run, noisy: Path) -> None:
+    before = noisy.read_bytes()
+    result = irae(noisy)
+    assert result.code == 0 and "noisy.restored.png" in result.out
+    assert names(noisy.parent) == {"noisy.png", "noisy.restored.png"}
+    assert noisy.read_bytes() == before
+
+
+def test_what_exists_is_not_replaced_unless_asked(irae: Run, noisy: Path) -> None:
+    irae(noisy)
+    again = irae(noisy)
+    assert again.code == 1 and "--overwrite" in again.err
+    assert irae(noisy, "--overwrite").code == 0
+    over_itself = irae(noisy, "-o", noisy, "--overwrite")
+    assert over_itself.code == 1 and "never overwritten" in over_itself.err
+
+
+def test_a_folder_is_mirrored_and_a_bad_file_stops_nothing(irae: Run, tmp_path: Path, photo: NDArray[Any]) -> None:
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    write_image(folder / "a.png", Picture(photo))
+    write_image(folder / "b.jpg", Picture(photo))
+    write_image(folder / "b.png", Picture(photo))
+    write_image(folder / "c.tif", Picture(photo.astype(np.uint16) * 257))
+    write_image(folder / "sub" / "d.bmp", Picture(photo))
+    (folder / "broken.png").write_text("no image")
+    (folder / "notes.txt").write_text("no image")
+    result = irae(folder)
+    assert result.code == 1 and "broken.png" in result.err and "4 of 5" in result.err
+    assert names(tmp_path / "in.restored") == {"a.png", "b.jpg.png", "b.png", "c.tif"}
+    assert irae(folder, "-o", tmp_path / "out", "--recursive", "--format", "png").code == 1
+    assert "sub/d.png" in names(tmp_path / "out")
+
+
+def test_output_names_a_file_or_a_folder(irae: Run, noisy: Path, tmp_path: Path) -> None:
+    assert irae(noisy, "-o", tmp_path / "deep" / "x.tif").code == 0
+    assert irae(noisy, "-o", tmp_path / "folder").code == 0
+    assert read_image(tmp_path / "deep" / "x.tif").format == "TIFF"
+    assert (tmp_path / "folder" / "noisy.png").is_file()
+
+
+def test_lossy_formats_become_png(irae: Run, tmp_path: Path, photo: NDArray[Any]) -> None:
+    Image.fromarray(photo).save(tmp_path / "a.jpg")
+    Image.fromarray(photo).save(tmp_path / "b.webp", quality=80)
+    Image.fromarray(photo).save(tmp_path / "c.webp", lossless=True)
+    irae(tmp_path / "a.jpg", tmp_path / "b.webp", tmp_path / "c.webp")
+    made = names(tmp_path) - {"a.jpg", "b.webp", "c.webp"}
+    assert made == {"a.restored.png", "b.restored.png", "c.restored.webp"}
+
+
+def test_orientation_profile_and_alpha_stay(irae: Run, tmp_path: Path, photo: NDArray[Any]) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    alpha = photo[..., 0]
+    write_image(tmp_path / "x.png", Picture(photo, alpha, exif=exif.tobytes()))
+    irae(tmp_path / "x.png")
+    restored = read_image(tmp_path / "x.restored.png")
+    assert restored.alpha is not None and np.array_equal(restored.alpha, alpha)
+    assert restored.pixels.shape == photo.shape
+    assert Image.open(tmp_path / "x.restored.png").getexif()[274] == 6
+
+
+def test_standard_input_and_output(noisy: Path, weights_file: Path) -> None:
+    command = [sys.executable, "-m", "irae.cli", "restore", "-", "--model", str(weights_file)]
+    done = subprocess.run(command, input=noisy.read_bytes(), capture_output=True, check=True)
+    assert read_image(done.stdout).pixels.shape == read_image(noisy).pixels.shape
+
+
+def test_standard_output(irae: Run, noisy: Path) -> None:
+    assert read_image(irae(noisy, "-o", "-").raw).pixels.shape == read_image(noisy).pixels.shape
+
+
+def test_json_tells_of_every_file(irae: Run, noisy: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"")
+    result = irae(noisy, tmp_path / "bad.png", "--json")
+    lines = [json.loads(line) for line in result.out.splitlines()]
+    assert [line["status"] for line in lines] == ["restored", "failed"] and result.code == 1
+    assert lines[0]["output"].endswith("noisy.restored.png") and "empty" in lines[1]["error"]
+
+
+def test_compare_shows_both(irae: Run, noisy: Path, tmp_path: Path) -> None:
+    assert irae(noisy, "--compare").code == 0
+    both, one = read_image(tmp_path / "noisy.restored.compare.png").pixels, read_image(noisy).pixels
+    assert both.shape[1] > 2 * one.shape[1] and both.shape[0] > one.shape[0]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
+def test_keep_rest_and_recover(run: Run, tmp_path: Path, photo: NDArray[Any], suffix: str) -> None:
+    original = tmp_path / f"photo{suffix}"
+    pixels = photo.astype(np.uint16) * 257 + 5 if suffix == ".tif" else photo
+    write_image(original, Picture(pixels))
+    assert run("restore", original, "--sigma", "20", "--keep-rest").code == 0
+    assert names(tmp_path) == {f"photo{suffix}", f"photo.restored{suffix}", f"photo.restored{suffix}.rest"}
+    assert run("recover", tmp_path / f"photo.restored{suffix}").code == 0
+    assert np.array_equal(read_image(tmp_path / f"photo.recovered{suffix}").pixels, pixels)
+    assert not np.array_equal(read_image(tmp_path / f"photo.restored{suffix}").pixels, pixels)
+
+
+def test_recover_without_a_rest_says_so(run: Run, noisy: Path) -> None:
+    result = run("recover", noisy)
+    assert result.code == 1 and "--keep-rest" in result.err
+
+
+def test_degrade_depends_on_name_and_seed(run: Run, noisy: Path, tmp_path: Path) -> None:
+    clean = noisy
+    assert run("degrade", clean, "--noise", "25").code == 0
+    assert run("degrade", clean, "--noise", "25", "-o", tmp_path / "b.png").code == 0
+    assert run("degrade", clean, "--noise", "25", "-o", tmp_path / "c.png", "--seed", "1").code == 0
+    made = {name: read_image(tmp_path / name).pixels.astype(float) for name in ("noisy.noisy.png", "b.png", "c.png")}
+    assert np.array_equal(made["noisy.noisy.png"], made["b.png"])
+    assert not np.array_equal(made["b.png"], made["c.png"])
+    difference = made["b.png"] - read_image(clean).pixels
+    assert 20 < difference.std() < 26
+
+
+def test_demo_restores_and_draws(run: Run, tmp_path: Path) -> None:
+    result = run("demo", "-o", tmp_path / "demo")
+    assert result.code == 0
+    assert names(tmp_path / "demo") == {"clean.png", "noisy.png", "noisy.restored.png", "compare.png"}
+    figures = [float(word) for word in result.out.split() if word.replace(".", "").isdigit() and len(word) == 5]
+    noisy_psnr, restored_psnr = figures
+    assert restored_psnr > noisy_psnr + 8
+
+
+def test_models_and_info(run: Run) -> None:
+    assert "denoise" in run("models").out
+    facts = json.loads(run("info", "denoise", "--json").out)
+    assert facts["task"] == "denoise" and facts["parameters"] > 1e5 and facts["mac_per_pixel"] > 1e4
+    assert "PSNR" in run("info", "denoise").out
+    assert run("info", "nothing").code == 2
+
+
+BAD = {
+    "text named png": ["text.png"],
+    "truncated": ["cut.png"],
+    "empty": ["empty.png"],
+    "missing": ["missing.png"],
+    "missing, to standard output": ["missing.png", "-o", "-"],
+    "folder without images": ["nothing"],
+    "output below a file": ["good.png", "-o", "text.png/x.png"],
+    "output folder below a file": ["good.png", "-o", "text.png/x"],
+    "unknown output format": ["good.png", "-o", "x.gif"],
+    "unknown format": ["good.png", "--format", "gif"],
+    "negative sigma": ["good.png", "--sigma", "-3"],
+    "sigma that is no number": ["good.png", "--sigma", "much"],
+    "strength above 1": ["good.png", "--strength", "2"],
+    "empty weights": ["good.png", "--model", "zero.safetensors"],
+    "unknown weights": ["good.png", "--model", "denose"],
+    "unknown task": ["good.png", "--task", "denose"],
+    "rest of a JPEG": ["good.png", "--keep-rest", "--format", "jpeg"],
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.png").write_text("this is no image")
+    Image.effect_noise((64, 64), 50).save("good.png")
+    Path("cut.png").write_bytes(Path("good.png").read_bytes()[:1500])
+    Path("empty.png").touch()
+    Path("zero.safetensors").touch()
+    Path("nothing").mkdir()
+    before = names(tmp_path)
+    result = run("restore", *BAD[case])
+    assert result.code in (1, 2)
+    assert "Traceback" not in result.err and result.out == ""
+    assert result.err.strip() and (result.err.startswith("Usage") or len(result.err.strip().splitlines()) <= 2)
+    assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5000, 3), (3, 5000)])
+def test_odd_sizes_are_restored(irae: Run, tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.effect_noise(size, 50).convert("RGB").save(tmp_path / "odd.png")
+    assert irae(tmp_path / "odd.png").code == 0
+    assert Image.open(tmp_path / "odd.restored.png").size == size
+
+
+def test_help_and_usage_errors_load_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['irae', 'restore', '--sgma', '3']\n"
+        "from irae import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as end: assert end.code == 2\n"
+        "print([name for name in ('torch', 'kornia', 'cv2', 'skimage', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]" and "--sigma" in done.stderr
+
+
+def test_the_file_beside_the_package_runs_it() -> None:
+    done = subprocess.run([sys.executable, "cli.py", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("irae ")

@@ -1,0 +1,40 @@
+"""Resampling: orthogonal, in the field's conventions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.fft import dctn
+
+from irae.models.resample import RESAMPLERS, BlockDCT, Haar, OrthogonalMixing
+
+
+@pytest.mark.parametrize("name", RESAMPLERS)
+def test_energy_is_kept(name: str) -> None:
+    x = torch.randn(2, 3, 16, 24, dtype=torch.float64)
+    squeezed = RESAMPLERS[name]().squeeze(x)
+    torch.testing.assert_close(squeezed.square().sum(), x.square().sum())
+
+
+def test_block_dct_is_scipys() -> None:
+    block = torch.randn(8, 8, dtype=torch.float64)
+    mine = BlockDCT().squeeze(block[None, None]).flatten()
+    frequencies = [(i, j) for i in range(8) for j in range(8)]
+    order = sorted(range(64), key=lambda f: sum(frequencies[f]))  # stable: by diagonal, then as in the block
+    theirs = torch.from_numpy(dctn(block.numpy(), norm="ortho")).flatten()[order]
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_first_haar_channels_are_the_means() -> None:
+    x = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    means = torch.nn.functional.avg_pool2d(x, 2)
+    torch.testing.assert_close(Haar().squeeze(x)[:, :3], 2 * means)
+
+
+def test_mixing_starts_as_the_identity_and_stays_orthogonal() -> None:
+    mixing = OrthogonalMixing(5)
+    torch.testing.assert_close(mixing.matrix(), torch.eye(10))
+    with torch.no_grad():
+        for parameter in mixing.parameters():
+            parameter.normal_(0, 2)
+    torch.testing.assert_close(mixing.matrix() @ mixing.matrix().mT, torch.eye(10), atol=1e-5, rtol=0)

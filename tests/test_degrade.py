@@ -1,0 +1,63 @@
+"""Degradations: as strong as they say, and the same every time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from irae.degrade import (
+    NOISES,
+    GaussianNoise,
+    PoissonGaussianNoise,
+    VaryingNoise,
+    as_rgb,
+    generator_for,
+    noise_condition,
+    to_8bit,
+)
+
+
+def grey(value: float = 0.5, channels: int = 3) -> torch.Tensor:
+    return torch.full((channels, 200, 200), value)
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_noise_is_as_strong_as_reported_and_repeats(name: str) -> None:
+    noise = NOISES[name].draw(20.0, generator_for("draw"))
+    degraded = noise(grey(), generator_for("image"))
+    again = noise(grey(), generator_for("image"))
+    other = noise(grey(), generator_for("another"))
+    assert torch.equal(degraded.image, again.image) and not torch.equal(degraded.image, other.image)
+    measured = 255 * (degraded.image - grey()).square().mean().sqrt()
+    assert measured == pytest.approx(float(degraded.sigma.square().mean().sqrt()), rel=0.02)
+    assert measured == pytest.approx(20, rel=0.6)
+
+
+def test_gaussian_noise_is_neither_clipped_nor_rounded() -> None:
+    image = GaussianNoise(50)(grey(1.0), generator_for("x")).image
+    assert image.max() > 1.2 and to_8bit(image).max() == 1
+    assert not torch.equal(to_8bit(image), image)
+
+
+def test_shot_noise_grows_with_the_light() -> None:
+    noise = PoissonGaussianNoise(gain=2, read=1)
+    for value in (0.1, 0.5, 0.9):
+        spread = 255 * (noise(grey(value), generator_for("x")).image - value).std()
+        assert spread == pytest.approx((2 * 255 * value + 1) ** 0.5, rel=0.03)
+
+
+def test_varying_noise_varies_within_its_bounds() -> None:
+    sigma = VaryingNoise(5, 40)(grey(), generator_for("x")).sigma
+    assert 5 <= sigma.min() < 20 and 25 < sigma.max() <= 40
+
+
+def test_condition_tells_the_level_or_that_it_is_not_known() -> None:
+    assert noise_condition(51.0).flatten().tolist() == pytest.approx([0.2, 1])
+    assert noise_condition(None).flatten().tolist() == [0, 0]
+    level = noise_condition(torch.full((1, 1, 4, 6), 25.5))
+    assert level.shape == (1, 2, 4, 6) and float(level[0, 0, 0, 0]) == pytest.approx(0.1)
+
+
+def test_grey_becomes_three_equal_channels() -> None:
+    assert as_rgb(torch.rand(1, 4, 5)).shape == (3, 4, 5)
+    assert as_rgb(torch.rand(2, 3, 4, 5)).shape == (2, 3, 4, 5)

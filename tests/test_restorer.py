@@ -1,0 +1,153 @@
+"""`irae.restore` on arrays and paths: dtypes, shapes, options, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import irae
+from irae.errors import IraeError
+from irae.images import Picture, write_image
+from irae.metrics import psnr, ssim
+from irae.models.irae import RecoverError
+from irae.restorer import Restorer
+
+Pixels = NDArray[Any]
+
+
+def noisy(photo: Pixels, sigma: float = 25) -> Pixels:
+    noise = np.random.default_rng(0).normal(0, sigma, photo.shape)
+    return np.clip(np.rint(photo + noise), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("sigma", [25, None])
+def test_restoring_makes_it_better(photo: Pixels, sigma: float | None) -> None:
+    damaged = noisy(photo)
+    restored = irae.restore(damaged, sigma=sigma)
+    assert psnr(restored, photo) > psnr(damaged, photo) + 6
+    assert ssim(restored, photo) > ssim(damaged, photo) + 0.15
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [None, 1, 2, 3, 4])
+def test_dtype_and_shape_stay(photo: Pixels, weights_file: Path, dtype: Any, channels: int | None) -> None:
+    image = photo[:17, :23, 0] if channels is None else np.dstack([photo, photo[..., :1]])[:17, :23, :channels]
+    image = (image / np.float32(255)).astype(np.float32) if dtype == np.float32 else image.astype(dtype)
+    restored = irae.restore(image, model=weights_file)
+    assert restored.dtype == image.dtype and restored.shape == image.shape
+    if channels in (2, 4):
+        assert np.array_equal(restored[..., -1], image[..., -1])
+
+
+def test_a_level_means_the_same_in_every_dtype(photo: Pixels) -> None:
+    damaged = noisy(photo)
+    eight = irae.restore(damaged, sigma=25, precision="fp32").astype(float)
+    sixteen = irae.restore(damaged.astype(np.uint16) * 257, sigma=25, precision="fp32") / 257
+    floating = irae.restore((damaged / np.float32(255)).astype(np.float32), sigma=25) * 255
+    assert np.abs(sixteen - eight).max() <= 0.51
+    assert np.abs(floating.clip(0, 255) - eight).max() <= 0.51
+
+
+def test_grey_is_restored_as_grey(photo: Pixels) -> None:
+    grey = photo.mean(2).astype(np.uint8)
+    damaged = noisy(grey)
+    restored = irae.restore(damaged)
+    assert restored.ndim == 2 and psnr(restored, grey) > psnr(damaged, grey) + 5
+
+
+def test_floats_outside_the_range_are_not_clipped(photo: Pixels) -> None:
+    image = (photo / np.float32(255)).astype(np.float32)
+    assert irae.restore(image + 2, sigma=5).mean() > 1.5
+
+
+def test_a_path_gives_an_array(photo: Pixels, tmp_path: Path, weights_file: Path) -> None:
+    write_image(tmp_path / "x.png", Picture(photo))
+    assert np.array_equal(irae.restore(tmp_path / "x.png", model=weights_file), irae.restore(photo, model=weights_file))
+    write_image(tmp_path / "alpha.png", Picture(photo, photo[..., 0]))
+    assert irae.restore(str(tmp_path / "alpha.png"), model=weights_file).shape == (*photo.shape[:2], 4)
+
+
+def test_strength_mixes_input_and_result(photo: Pixels, weights_file: Path) -> None:
+    restorer = Restorer(model=weights_file, precision="fp32")
+    assert np.array_equal(restorer(photo, strength=0), photo)
+    full, half = restorer(photo).astype(float), restorer(photo, strength=0.5).astype(float)
+    inside = (full > 0) & (full < 255)
+    assert np.abs(half - (full + photo) / 2)[inside].max() <= 1
+
+
+def test_bf16_is_close_to_float32(photo: Pixels) -> None:
+    damaged = noisy(photo)
+    low, high = (irae.restore(damaged, precision=precision) for precision in ("bf16", "fp32"))
+    assert psnr(low, high) > 45
+
+
+@pytest.mark.parametrize("kind", ["rgb", "grey", "16 bit", "half strength"])
+def test_the_rest_gives_the_input_back_bit_for_bit(photo: Pixels, kind: str) -> None:
+    damaged = noisy(photo)
+    image = {"grey": damaged[..., 1], "16 bit": damaged.astype(np.uint16) * 257 + 3}.get(kind, damaged)
+    restorer = Restorer()
+    restored, rest = restorer.with_rest(image, sigma=25, strength=0.5 if kind == "half strength" else 1)
+    assert np.array_equal(restorer.recover(restored, rest), image)
+    assert not np.array_equal(restored, image)
+
+
+def test_a_rest_of_another_image_or_model_is_refused(photo: Pixels, weights_file: Path) -> None:
+    restorer = Restorer()
+    restored, rest = restorer.with_rest(noisy(photo))
+    changed = restored.copy()
+    changed[5, 5] ^= 8
+    for image in (changed, restored[:-2], restored[..., 0]):
+        with pytest.raises(RecoverError):
+            restorer.recover(image, rest)
+    with pytest.raises(RecoverError, match="other weights"):
+        Restorer(model=weights_file).recover(restored, rest)
+    with pytest.raises(RecoverError, match="damaged"):
+        restorer.recover(restored, rest[:1000])
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"sigma": -3}, "255"),
+        ({"sigma": float("nan")}, "255"),
+        ({"task": "denose"}, "denoise"),
+        ({"device": "gpu"}, "cuda"),
+        ({"precision": "int8"}, "bf16"),
+        ({"mask": np.zeros((4, 4))}, "mask"),
+        ({"jpeg_quality": 10}, "JPEG"),
+        ({"model": "none"}, "installed"),
+    ],
+)
+def test_bad_options_are_one_sentence(photo: Pixels, options: dict[str, Any], word: str) -> None:
+    with pytest.raises(IraeError, match=word) as caught:
+        irae.restore(photo, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4), np.int32),
+        np.zeros((4, 4, 5), np.uint8),
+        np.zeros((0, 4), np.uint8),
+        np.zeros(4, np.uint8),
+        np.full((4, 4), np.nan, np.float32),
+    ],
+    ids=["int32", "five channels", "empty", "one-dimensional", "nan"],
+)
+def test_bad_arrays_are_one_sentence(image: Pixels, weights_file: Path) -> None:
+    with pytest.raises(IraeError):
+        irae.restore(image, model=weights_file)
+
+
+def test_load_model_tells_of_itself() -> None:
+    model = irae.load_model("denoise")
+    assert model is irae.load_model("denoise")
+    assert model.config.task == "denoise" and "denoise" in model.card
+    with torch.no_grad():
+        assert model.restore(torch.rand(1, 3, 8, 8), torch.zeros(1, 2, 1, 1)).shape == (1, 3, 8, 8)

@@ -1,0 +1,136 @@
+"""Training: it learns, a batch depends on the step alone, and a broken run goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from irae.images import Picture, write_image
+from irae.models.irae import IRAE
+from irae.training.data import PatchBatches, damage, load_training_images
+from irae.training.muon import Muon, orthogonalise
+from irae.training.recipe import Data, NoiseMix, Optimiser, Recipe, RecipeError, Stage, load_recipe
+from irae.training.train import Options, learning_rate_scale, make_optimisers, train
+from irae.weights import load_model
+from tests.conftest import SMALL
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photo: np.ndarray) -> Path:
+    """Three training images and one that is held out."""
+    for name, shift in (("a", 0), ("b", 30), ("c", 60), ("held", 90)):
+        place = tmp_path / ("holdout" if name == "held" else "images")
+        place.mkdir(exist_ok=True)
+        write_image(place / f"{name}.png", Picture(np.roll(photo, shift, axis=1)))
+    return tmp_path
+
+
+def recipe(folder: Path, *, steps: int = 8, **changes: object) -> Recipe:
+    made = Recipe(
+        name="tiny",
+        model=SMALL,
+        data=Data(sets=(str(folder / "images"),), holdout=str(folder / "holdout")),
+        stages=(Stage(steps - 2, 4, 32), Stage(2, 2, 48, "mse")),
+    )
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+def log(path: Path) -> list[dict[str, str]]:
+    with (path / "log.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_a_broken_run_goes_on_exactly(folder: Path) -> None:
+    whole, broken = folder / "whole", folder / "broken"
+    options = Options(precision="fp32", every=2, workers=0)
+    train(recipe(folder), whole, options=options)
+    train(recipe(folder), broken, options=dataclasses.replace(options, max_minutes=0))  # stops after one step
+    assert len(log(broken)) == 1 and log(broken)[0]["step"] == "1"
+    train(recipe(folder), broken, options=dataclasses.replace(options, resume=True))
+    assert log(broken)[-3:] == log(whole)[-3:]
+    end = [load_model(path / "tiny.safetensors").state_dict() for path in (whole, broken)]
+    assert all(torch.equal(end[0][name], end[1][name]) for name in end[0])
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(folder: Path) -> None:
+    options = Options(precision="fp32", workers=0, max_minutes=0)
+    train(recipe(folder, digest="one"), folder / "run", options=options)
+    with pytest.raises(ValueError, match="another version of the recipe"):
+        train(recipe(folder, digest="two"), folder / "run", options=dataclasses.replace(options, resume=True))
+
+
+def test_training_improves_on_the_noisy_image(folder: Path) -> None:
+    learned = recipe(folder, steps=150, noise=NoiseMix(sigma=(50, 50), shares={"gaussian": 1.0}, files=0.0))
+    learned = dataclasses.replace(learned, optimiser=Optimiser(lr=5e-3, warmup=5, average=0.9))
+    metrics = train(learned, folder / "run", options=Options(precision="fp32", workers=0))
+    assert metrics["psnr_50"] > 16.5  # the noisy image, clipped, has less than 15 dB
+
+
+def test_a_batch_depends_on_the_step_alone(folder: Path) -> None:
+    made = recipe(folder)
+    images, held_out = load_training_images(made)
+    assert len(images) == 3 and list(held_out) == ["held"]
+    first, again = PatchBatches(made, images), PatchBatches(made, images)
+    first[0]
+    assert torch.equal(first[3].noisy, again[3].noisy) and not torch.equal(first[3].noisy, first[4].noisy)
+    assert first[3].clean.shape == (4, 3, 32, 32) and first[7].clean.shape == (2, 3, 48, 48)
+
+
+def test_shares_of_files_and_hidden_levels() -> None:
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    mix = NoiseMix(sigma=(10, 60), hidden=0.4, files=0.5)
+    clean = torch.full((3, 16, 16), 0.5)
+    samples = [damage(clean, mix, rng, generator) for _ in range(400)]
+    on_levels = [bool(torch.allclose((noisy * 255).round(), noisy * 255, atol=1e-3)) for noisy, _, _ in samples]
+    hidden = [float(cond[1].max()) == 0 for _, _, cond in samples]
+    assert np.mean(on_levels) == pytest.approx(0.5, abs=0.08)
+    assert np.mean(hidden) == pytest.approx(0.4, abs=0.08)
+    assert all(
+        float(cond.abs().max()) == 0 for (_, _, cond), is_hidden in zip(samples, hidden, strict=True) if is_hidden
+    )
+
+
+def test_learning_rate_rises_then_falls_to_nothing() -> None:
+    scales = [learning_rate_scale(step, 1000, 100) for step in range(1000)]
+    assert scales[0] < 0.02 and max(scales) > 0.97 and scales[-1] < 1e-4
+    assert np.argmax(scales) == 99
+
+
+def test_orthogonalise_brings_singular_values_near_one() -> None:
+    matrices = torch.randn(3, 24, 60, generator=torch.Generator().manual_seed(0))
+    for shape in (matrices, matrices.mT):
+        values = torch.linalg.svdvals(orthogonalise(shape).float())
+        assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_every_parameter_has_one_optimiser() -> None:
+    model = IRAE(SMALL)
+    muon, adam = make_optimisers(model, Recipe("x", SMALL, Data(()), ()).optimiser)
+    assert isinstance(muon, Muon)
+    sizes = [sum(p.numel() for group in o.param_groups for p in group["params"]) for o in (muon, adam)]
+    assert sum(sizes) == sum(p.numel() for p in model.parameters())
+    assert all(p.ndim == 4 for group in muon.param_groups for p in group["params"])
+
+
+def test_the_shipped_recipe_is_the_one_of_the_weights() -> None:
+    shipped = load_recipe(Path(__file__).parents[2] / "recipes" / "denoise.toml")
+    assert load_model("denoise").config == shipped.model
+    from irae.weights import weights_info
+
+    assert weights_info("denoise").facts["recipe_sha256"] == shipped.digest
+    assert weights_info("denoise").facts["steps"] == shipped.steps
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["name = ", 'name = "x"', 'name = "x"\nstages = []\n[model]\nwidth = 3\n[data]\nsets = []', "seed = 'one'"],
+)
+def test_a_bad_recipe_is_one_sentence(tmp_path: Path, content: str) -> None:
+    (tmp_path / "recipe.toml").write_text(content)
+    with pytest.raises(RecipeError, match=r"recipe\.toml"):
+        load_recipe(tmp_path / "recipe.toml")
