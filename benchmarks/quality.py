@@ -4,7 +4,7 @@ Clean 8-bit image / 255 plus Gaussian noise in float, neither clipped nor rounde
 first, as a user's file is ("file"); the noise is seeded by the image's name. Output clipped and rounded to 8 bits;
 PSNR over all channels and pixels; mean over images.
 
-    python benchmarks/quality.py --data cbsd68 --data set12 [--precision fp32] [--model denoise]
+    python benchmarks/quality.py --data cbsd68,set12 [--precision fp32] [--model denoise]
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def measure(restorer: Restorer, paths: list[Path], sigma: float, known: bool, fi
 
 
 def main(
-    data: Annotated[list[str], typer.Option(help="Image sets by name, or folders.")] = ["cbsd68"],
+    data: Annotated[str, typer.Option(help="Image sets by name, or folders; commas between.")] = "cbsd68",
     model: Annotated[str, typer.Option()] = "denoise",
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     sigmas: Annotated[str, typer.Option(help="Noise levels.")] = "15,25,50",
@@ -50,7 +50,7 @@ def main(
     restorer = Restorer(model=model, precision=precision)
     table = Table("data", "protocol", "noise level", *(f"sigma {s}: PSNR / SSIM" for s in sigmas.split(",")))
     protocols = ("float", "file") if protocol == "both" else (protocol,)
-    rows = [(name, kind, known) for name in data for kind in protocols for known in (True, False)]
+    rows = [(name, kind, known) for name in data.split(",") for kind in protocols for known in (True, False)]
     for name, kind, known in track(rows, console=Console(stderr=True)):
         paths = image_paths(name)
         cells = [measure(restorer, paths, float(s), known, kind == "file") for s in sigmas.split(",")]

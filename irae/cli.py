@@ -323,6 +323,34 @@ def train(
 
 
 @app.command()
+def experiments(
+    name: Annotated[str, typer.Argument(help="fixed-point, mnist, padding, depth or blocks.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for table and plot.  [default: experiments/NAME]"),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A look in less than a minute; its figures prove little.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of all that is random.")] = 0,
+    data_root: RootOption = None,
+) -> None:
+    """Test a claim of the published work; table (Markdown, CSV) and plot lie in the output folder."""
+    from irae.experiments import Context, find_experiment, rich_table, run_experiment
+
+    experiment = find_experiment(name)
+    folder = output or Path("experiments") / name
+    if not quick:
+        err.print(f"A full run takes about {experiment.minutes:g} minutes on two cores; --quick less than one.")
+    setup = experiment.quick if quick else experiment.full
+    result = run_experiment(experiment, setup, Context(folder, seed, data_root, err))
+    for note in result.notes:
+        out.print(note, markup=False)
+    out.print(rich_table(experiment.title, result))
+    out.print(f"Table and plot: {folder}", markup=False)
+
+
+@app.command()
 def models() -> None:
     """List the installed weights."""
     from rich.table import Table

@@ -14,6 +14,7 @@ from torch import Tensor
 Operator = Tensor | Callable[[Tensor], Tensor]
 Step = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # state -> (x, residual of x, next state)
 
+ACCURACY = 1e-4  # relative error, estimated as condition * residual, up to which an answer is called the input
 EXACT_SIZE = 20  # hidden units up to which all principal minors are looked at
 EXACT_SIZE_IN_SOLVERS = 12  # the same inside the solvers, whose work it must not dwarf
 
@@ -33,8 +34,8 @@ class Inversion:
         residual: ||y - x - A relu(B x + c)|| / ||y||.
         certificate: why there is no other preimage: "norm" (||B A|| < 1), "positive definite" (I + (M + M')/2 with
             M = B A), "P" (I + M is a P-matrix), each implying the next, or "unknown".
-        condition: condition number of the Jacobian I + A D B at x: the relative error of x is up to about
-            `condition * residual`. NaN for operators given as functions.
+        condition: the relative error of x is up to about `condition * residual`. For matrices the condition number of
+            the Jacobian I + A D B at x; NaN for functions (`sensitivity` estimates it).
         fallback: Newton's method did not settle, and pivoting (matrices) or a line search (functions) took over.
     """
 
@@ -48,10 +49,15 @@ class Inversion:
 
     @property
     def answer(self) -> str | tuple[str, ...]:
-        """Of each sample "the input", "a preimage" (converged, without a certificate) or "not found"."""
+        """Of each sample "the input", "a preimage" (there may be others), "ill conditioned" or "not found".
+
+        Ill conditioned: the residual is small, and may still be `ACCURACY` or more away from the input.
+        """
+        error = self.condition * self.residual.clamp_min(torch.finfo(self.residual.dtype).eps)
         if isinstance(self.certificate, str):
-            return _answer(bool(self.converged), self.certificate)
-        return tuple(_answer(bool(ok), name) for ok, name in zip(self.converged, self.certificate, strict=True))
+            return _answer(bool(self.converged), float(error), self.certificate)
+        samples = zip(self.converged.tolist(), error.tolist(), self.certificate, strict=True)
+        return tuple(_answer(*sample) for sample in samples)
 
 
 def picard(
@@ -229,13 +235,29 @@ def fixed_point(
         residual = y - x - g(x)
         return x, residual, anderson(x, residual)
 
-    x, error, iterations = _repeat(step, y, size, goal, max_iter, patience=15)
+    x, error, iterations = _repeat(step, y, size, goal, max_iter)
     # Without a tolerance rounding ends it: a little above the last bit, and no further.
     converged = error <= (100 * torch.finfo(y.dtype).eps if tol is None else tol)
     unknown = torch.full_like(error, torch.nan)
-    return Inversion(
-        x, converged, iterations, error, ("norm",) * len(y), unknown, torch.zeros_like(converged)
-    )
+    return Inversion(x, converged, iterations, error, ("norm",) * len(y), unknown, torch.zeros_like(converged))
+
+
+def sensitivity(solver: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """The relative change of x = solver(y) over that of y, for a small random one: a lower bound of the condition.
+
+    One direction is enough to see errors that grow exponentially over an image.
+
+    Args:
+        solver: an inverse, (batch, ...) -> (batch, ...).
+        x, y: its answer and its argument.
+
+    Returns: (batch,), infinite where the solver's answer is not finite.
+    """
+    noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=y.dtype).to(y.device)
+    step = torch.finfo(y.dtype).eps ** 0.5
+    scale = (step * _size(y) / _size(noise)).view(-1, *(1,) * (y.dim() - 1))
+    change = _norm(solver(y + scale * noise) - x) / (step * _size(x))
+    return torch.where(change.isfinite(), change, torch.inf)
 
 
 def smallest_pivot(matrix: Tensor) -> Tensor:
@@ -300,7 +322,8 @@ def certify(M: Tensor) -> tuple[str, ...]:
             certain[open_] = pivots.amin(0) > margin
     names = zip(norm.tolist(), definite.tolist(), certain.tolist(), strict=True)
     return tuple(
-        "norm" if small else "positive definite" if positive else "P" if p else "unknown" for small, positive, p in names
+        "norm" if small else "positive definite" if positive else "P" if p else "unknown"
+        for small, positive, p in names
     )
 
 
@@ -366,7 +389,7 @@ class _Problem:
         return lambda rhs, guess: torch.linalg.lu_solve(factors, pivots, rhs[..., None])[..., 0]
 
     def repeat(self, step: Step, state: Tensor, max_iter: int) -> Inversion:
-        x, _, iterations = _repeat(step, state, self.size, self.tol, max_iter, patience=max_iter)
+        x, _, iterations = _repeat(step, state, self.size, self.tol, max_iter)
         return self.result(x, iterations)
 
     def result(self, x: Tensor, iterations: Tensor, fallback: Tensor | None = None) -> Inversion:
@@ -421,13 +444,12 @@ class _Anderson:
         return x + torch.where(grown, f, faster).view_as(x)
 
 
-def _repeat(
-    step: Step, state: Tensor, size: Tensor, tol: float, max_iter: int, patience: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Step until every sample is within `tol`, has not improved for `patience` steps, or is no longer finite.
+def _repeat(step: Step, state: Tensor, size: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Step until every sample is within `tol`, is held up by rounding, or is no longer finite.
 
     Returns each sample's best x, its relative residual, and the iterations it took.
     """
+    floor, patience = 100 * torch.finfo(size.dtype).eps, 10
     best, error = torch.empty(0), torch.full_like(size, torch.inf)
     iterations = torch.zeros(len(size), dtype=torch.long, device=size.device)
     idle, open_ = torch.zeros_like(iterations), torch.ones_like(size, dtype=torch.bool)
@@ -436,7 +458,7 @@ def _repeat(
         now = _norm(residual) / size
         better = open_ & (now < error)
         best = torch.where(better.view(-1, *(1,) * (x.dim() - 1)), x, best) if len(best) else x
-        idle = torch.where(now < 0.9 * error, 0, idle + 1)
+        idle = torch.where((now < 0.9 * error) | (error > floor), 0, idle + 1)
         error = torch.where(better, now, error)
         open_ = open_ & (error > tol) & now.isfinite() & (idle < patience)
         if not bool(open_.any()):
@@ -532,7 +554,7 @@ def _newton_of_functions(problem: _Problem, max_iter: int) -> Inversion:
         return x, problem.residual(x), u + problem.column(length) * (target - u)
 
     history = list[None]()
-    x, _, iterations = _repeat(step, problem.q, problem.size, problem.tol, max_iter, patience=max_iter)
+    x, _, iterations = _repeat(step, problem.q, problem.size, problem.tol, max_iter)
     return problem.result(x, iterations, fallback)
 
 
@@ -607,10 +629,16 @@ def _size(x: Tensor) -> Tensor:
 
 def _rounding(matrix: Tensor) -> float:
     """What rounding may make of 0 in sums of products of this size."""
-    return float(torch.finfo(matrix.dtype).eps * matrix.shape[-1] * matrix.abs().amax().clamp_min(1)) if matrix.numel() else 0.0
+    return (
+        float(torch.finfo(matrix.dtype).eps * matrix.shape[-1] * matrix.abs().amax().clamp_min(1))
+        if matrix.numel()
+        else 0.0
+    )
 
 
-def _answer(converged: bool, certificate: str) -> str:
+def _answer(converged: bool, error: float, certificate: str) -> str:
     if not converged:
         return "not found"
+    if error > ACCURACY:
+        return "ill conditioned"
     return "a preimage" if certificate == "unknown" else "the input"

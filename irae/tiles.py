@@ -14,7 +14,7 @@ TILE = 1024
 
 
 def restore_tiled(model: IRAE, image: Tensor, cond: Tensor, tile: int = TILE) -> Tensor:
-    """`model.restore`, tile by tile where the image is larger than a tile, to rounding the same.
+    """`model.restore`, tile by tile where the image has more than two tiles' pixels; to rounding the same.
 
     Args:
         model: the network.
@@ -25,7 +25,7 @@ def restore_tiled(model: IRAE, image: Tensor, cond: Tensor, tile: int = TILE) ->
     Shape: (1, C, H, W).
     """
     step = -(-tile // model.size_multiple) * model.size_multiple
-    if max(image.shape[-2:]) <= step:
+    if image.shape[-2] * image.shape[-1] <= 2 * step**2:
         return model.restore(image, cond)
     result, margin = torch.empty_like(image), reach(model)
     for rows, outer_rows in _cuts(image.shape[-2], step, margin):

@@ -19,7 +19,7 @@ def test_tiled_equals_untiled(config: IRAEConfig) -> None:
     for cond in (torch.tensor([[[[0.1]], [[1.0]]]]), torch.rand(1, 2, 203, 171)):
         with torch.no_grad():
             whole = model.restore(image, cond)
-            tiled = restore_tiled(model, image, cond, tile=64)
+            tiled = restore_tiled(model, image, cond, tile=48)
         torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
 
 

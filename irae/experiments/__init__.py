@@ -6,7 +6,7 @@ An experiment is one function from a set-up to a result, and one line in `EXPERI
 from __future__ import annotations
 
 from irae.experiments import blocks, depth, fixed_point, mnist, padding
-from irae.experiments.common import Context, Experiment, ExperimentError, Result, run_experiment
+from irae.experiments.common import Context, Experiment, ExperimentError, Result, rich_table, run_experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
     "fixed-point": fixed_point.EXPERIMENT,
@@ -24,4 +24,13 @@ def find_experiment(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
-__all__ = ["EXPERIMENTS", "Context", "Experiment", "ExperimentError", "Result", "find_experiment", "run_experiment"]
+__all__ = [
+    "EXPERIMENTS",
+    "Context",
+    "Experiment",
+    "ExperimentError",
+    "Result",
+    "find_experiment",
+    "rich_table",
+    "run_experiment",
+]

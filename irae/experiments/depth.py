@@ -115,7 +115,7 @@ def saved_bytes(chain: Chain, state: tuple[Tensor, Tensor]) -> int:
 
 
 class Allocations(TorchDispatchMode):
-    """Counts the storages that operations of torch make, until they are freed; scratch space in a kernel is not seen."""
+    """Counts the storages that operations of torch make, until they are freed; not the scratch space in a kernel."""
 
     def __init__(self) -> None:
         super().__init__()

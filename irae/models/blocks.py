@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from irae.models.reversible import Chain, HalfStep, Invertible
+from irae.models.lipschitz import LipschitzBlock
+from irae.models.ode import HamiltonianBlock, LeapfrogBlock, MidpointBlock
+from irae.models.rectifier import RectifierBlock
+from irae.models.reversible import Chain, HalfStep, Invertible, match_size, required
 
 
 class PlainSubnet(nn.Module):
@@ -40,7 +43,7 @@ class PlainSubnet(nn.Module):
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         x = self.first(x)
         if self.embed is not None:
-            x = x.add_(self.embed(match_size(_required(cond), x)))
+            x = x.add_(self.embed(match_size(required(cond), x)))
         x = x.relu_()
         for convolution in self.middle:
             x = convolution(x).relu_()
@@ -69,7 +72,7 @@ class USubnet(nn.Module):
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         x = self.first(x)
         if self.embed is not None:
-            x = x.add_(self.embed(match_size(_required(cond), x)))
+            x = x.add_(self.embed(match_size(required(cond), x)))
         x = x.relu_()
         height, width = x.shape[-2:]
         even = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate") if height % 2 or width % 2 else x
@@ -162,6 +165,11 @@ class AffineCoupling(AdditiveCoupling):
 BLOCKS: dict[str, Callable[..., Invertible]] = {
     "additive": AdditiveCoupling,
     "affine": AffineCoupling,
+    "hamiltonian": HamiltonianBlock,
+    "midpoint": MidpointBlock,
+    "leapfrog": LeapfrogBlock,
+    "rectifier": RectifierBlock,
+    "lipschitz": LipschitzBlock,
 }
 
 
@@ -196,16 +204,3 @@ def conv3x3(channels: int, out: int, zero: bool = False) -> nn.Conv2d:
     assert convolution.bias is not None
     nn.init.zeros_(convolution.bias)
     return convolution
-
-
-def match_size(cond: Tensor, x: Tensor) -> Tensor:
-    """A condition map averaged down to the resolution of x; (N, K, 1, 1) stays, to be broadcast."""
-    if cond.shape[-2:] in ((1, 1), x.shape[-2:]):
-        return cond
-    return F.adaptive_avg_pool2d(cond, (x.shape[-2], x.shape[-1]))
-
-
-def _required(cond: Tensor | None) -> Tensor:
-    if cond is None:
-        raise ValueError("This block was built with condition channels: pass `cond`.")
-    return cond

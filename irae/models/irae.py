@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from irae.errors import IraeError
-from irae.models.blocks import USubnet, build_block
+from irae.models.blocks import BLOCKS, USubnet, build_block, lookup
 from irae.models.resample import RESAMPLERS, OrthogonalMixing, Resample
 from irae.models.reversible import Chain, Invertible, State
 
@@ -37,8 +37,8 @@ class IRAEConfig:
         lift: "unshuffle", "haar" or "dct", the squeeze of the image into channels.
         squeeze: the same choice between levels.
         mixing: an orthogonal 1x1 mixing after each block.
-        lifted: True: a = 0, b = [S(y), 0]. False: the bijective setting of the paper, [a, b] = S(y) with
-            nothing added, so `channels[0]` must be half of the squeezed image's channels.
+        lifted: True: a = 0, b = [S(y), 0] (two-step blocks: a = b). False: the bijective setting of the paper,
+            [a, b] = S(y) with nothing added, so `channels[0]` must be half of the squeezed image's channels.
         cond: condition channels. For "denoise" 2: noise level / 255, and 1 where it is known.
         image_channels: channels of the image.
     """
@@ -117,30 +117,33 @@ class Lift(nn.Module):
         squeeze: S.
         image_channels: C, channels of the image.
         channels: channels of each stream.
+        twice: a = b = [S(y), 0], where two-step blocks start (`Invertible.two_step`); no effect on the bijection.
 
     Shape: (N, C, H, W), H and W multiples of the squeeze's factor -> two of (N, channels, H / factor, W / factor).
     """
 
     TOLERANCE = 1e-3  # a quarter of an 8-bit level; what does not belong together is off by far more
 
-    def __init__(self, squeeze: Resample, image_channels: int, channels: int) -> None:
+    def __init__(self, squeeze: Resample, image_channels: int, channels: int, twice: bool = False) -> None:
         super().__init__()
         self.squeeze, self.channels = squeeze, channels
         self.width = image_channels * squeeze.factor**2
+        self.twice = twice and self.width <= channels
 
     def forward(self, y: Tensor) -> State:
         n, _, h, w = y.shape
         extra = y.new_zeros(n, 2 * self.channels - self.width, h // self.squeeze.factor, w // self.squeeze.factor)
-        return self.join(y, extra)
+        a, b = self.join(y, extra)
+        return (b.clone(), b) if self.twice else (a, b)
 
     def inverse(self, state: State) -> Tensor:
         """The image of a state that `forward` made.
 
         Raises:
-            RecoverError: channels that the lift set to 0 are not 0.
+            RecoverError: channels that the lift set to 0, or to the image again, are not.
         """
         y, extra = self.split(state)
-        error = float(extra.abs().max()) if extra.numel() else 0.0
+        error = float((extra - self.split(self(y))[1]).abs().max()) if extra.numel() else 0.0
         if not error <= self.TOLERANCE:
             raise RecoverError(
                 f"The input does not come back (lifted channels are off by {error:.2g}): the rest belongs to another "
@@ -198,7 +201,8 @@ class IRAE(nn.Module):
     def __init__(self, config: IRAEConfig, memory_free: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.lift = Lift(RESAMPLERS[config.lift](), config.image_channels, config.channels[0])
+        twice = getattr(lookup(BLOCKS, config.block, "block"), "two_step", False)
+        self.lift = Lift(RESAMPLERS[config.lift](), config.image_channels, config.channels[0], twice)
         self.squeeze = RESAMPLERS[config.squeeze]()
         self.encoder = Levels(_level(config, level, memory_free) for level in range(len(config.channels)))
         self.decoder = Levels(_level(config, level, memory_free) for level in range(len(config.channels)))

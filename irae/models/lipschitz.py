@@ -34,26 +34,63 @@ def conv_norm_bound(weight: Tensor, grid: int = 16, gram_steps: int = 5) -> Tens
     Raises:
         ValueError: the grid is too coarse for the kernel.
     """
-    sizes = (weight.shape[2], weight.shape[3])
-    if grid <= 2 * max(sizes):
-        raise ValueError(f"A kernel of size {max(sizes)} needs a grid of more than {2 * max(sizes)} frequencies.")
-    grids = tuple(1 if size == 1 else grid for size in sizes)
-    with torch.autocast(weight.device.type, enabled=False):
-        with torch.no_grad():  # which frequency is the largest ...
-            spectrum = torch.fft.fft2(weight, s=grids)[..., : grids[1] // 2 + 1]  # the rest is its conjugate
-            worst = int(_schatten_norm(spectrum.permute(2, 3, 0, 1), gram_steps).argmax())
-        row, column = divmod(worst, grids[1] // 2 + 1)
-        turns = [torch.arange(n, device=weight.device) * k / g for n, k, g in zip(sizes, (row, column), grids, strict=True)]
-        angle = -2 * math.pi * (turns[0][:, None] + turns[1][None, :])
-        phase = torch.polar(torch.ones_like(angle), angle).to(spectrum.dtype)
-        largest = _schatten_norm((weight * phase).sum((-2, -1)), gram_steps)  # ... and its value, with a gradient
-    between = math.prod(math.cos(math.pi * (size // 2) / n) for size, n in zip(sizes, grids, strict=True))
-    return largest / between
+    return NormBound(grid, gram_steps)(weight)
+
+
+class NormBound:
+    """`conv_norm_bound` that remembers the worst frequency of the last kernel: finding it is the costly part.
+
+    A training step asks for the same kernel's bound twice, and inference each time. The kernel is compared in full.
+    """
+
+    def __init__(self, grid: int = 16, gram_steps: int = 5) -> None:
+        self.grid, self.gram_steps = grid, gram_steps
+        self._known: tuple[Tensor, tuple[int, int]] | None = None
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        sizes = (weight.shape[2], weight.shape[3])
+        if self.grid <= 2 * max(sizes):
+            raise ValueError(f"A kernel of {max(sizes)} needs a grid of more than {2 * max(sizes)} frequencies.")
+        grids = tuple(1 if size == 1 else self.grid for size in sizes)
+        with torch.autocast(weight.device.type, enabled=False):
+            weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+            row, column = self._worst_frequency(weight.detach(), grids)
+            y, x = (torch.arange(size, device=weight.device, dtype=weight.dtype) for size in sizes)
+            angle = -2 * math.pi * (y[:, None] * row / grids[0] + x * column / grids[1])
+            phase = torch.polar(torch.ones_like(angle), angle)
+            largest = _schatten_norm((weight * phase).sum((-2, -1)), self.gram_steps)
+        between = math.prod(math.cos(math.pi * (size // 2) / n) for size, n in zip(sizes, grids, strict=True))
+        return largest * (1 + 32 * torch.finfo(largest.dtype).eps) / between  # above in floating point too
+
+    def _worst_frequency(self, weight: Tensor, grids: tuple[int, ...]) -> tuple[int, int]:
+        if self._known is not None and _same(self._known[0], weight):
+            return self._known[1]
+        spectrum = torch.fft.rfft2(weight.float(), s=grids)  # the other half is its conjugate
+        worst = int(_schatten_norm(spectrum.permute(2, 3, 0, 1), self.gram_steps).argmax())
+        place = divmod(worst, spectrum.shape[-1])
+        self._known = weight.clone(), place
+        return place
 
 
 def limit_norm(weight: Tensor, norm: Tensor, limit: float) -> Tensor:
     """The weight, scaled down where `norm` (its own, or a product it is part of) exceeds the limit."""
     return weight * (limit / norm.clamp_min(limit))
+
+
+def _schatten_norm(matrix: Tensor, squarings: int) -> Tensor:
+    """The norm of the singular values of order 2**(squarings + 1): (..., m, n) -> (...)."""
+    gram = matrix if matrix.shape[-2] >= matrix.shape[-1] else matrix.mT
+    log_size = torch.zeros(matrix.shape[:-2], dtype=matrix.real.dtype, device=matrix.device)
+    tiny = torch.finfo(log_size.dtype).tiny
+    for _ in range(squarings):
+        size = torch.linalg.matrix_norm(gram).clamp_min(tiny)
+        gram, log_size = gram / size[..., None, None], 2 * (log_size + size.log())
+        gram = gram.mH @ gram
+    return ((log_size + torch.linalg.matrix_norm(gram).clamp_min(tiny).log()) / 2**squarings).exp()
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
 
 
 class LipschitzBlock(Invertible):
@@ -78,6 +115,7 @@ class LipschitzBlock(Invertible):
         if not 0 < limit < 1:
             raise ValueError("`limit` must be between 0 and 1.")
         self.limit, hidden = limit, hidden or channels
+        self.bounds = NormBound(), NormBound()
         self.first = nn.Conv2d(2 * channels, hidden, 3, padding=1)
         self.last = nn.Conv2d(hidden, 2 * channels, 3, padding=1)
         self.embed = nn.Conv2d(cond, hidden, 1, bias=False) if cond else None
@@ -103,7 +141,7 @@ class LipschitzBlock(Invertible):
             found = fixed_point(self.branch(y, cond), y)
         if not bool(found.converged.all()):
             raise InverseError(
-                f"The fixed point of a Lipschitz block stopped at a residual of {float(found.residual.max()):.2g}: "
+                f"The fixed point of a Lipschitz block stopped at a residual of {found.residual.max().item():.2g}: "
                 "its input or its parameters are not finite, or too large for this precision."
             )
         a, b = found.x.chunk(2, 1)
@@ -112,7 +150,7 @@ class LipschitzBlock(Invertible):
     def weights(self) -> tuple[Tensor, Tensor]:
         """The kernels W1 and W2 as they are applied, ||W1|| ||W2|| <= limit."""
         first, last = self.first.weight, self.last.weight
-        return first, limit_norm(last, conv_norm_bound(first) * conv_norm_bound(last), self.limit)
+        return first, limit_norm(last, self.bounds[0](first) * self.bounds[1](last), self.limit)
 
     def branch(self, x: Tensor, cond: Tensor | None) -> Callable[[Tensor], Tensor]:
         """g for inputs shaped like x, its weights and its condition computed once."""
