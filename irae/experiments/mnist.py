@@ -222,9 +222,9 @@ def pull_and_norm(network: Digits) -> str:
 
 NOTES = [
     "Every layer before the linear readout has an inverse: unshuffle, orthogonal lift, rectifier units with 3x3 "
-    "kernels padded on one side. Digits of the test set are recovered from the last hidden layer in float64. Error: median of "
-    "||found - x|| / ||x||; share: those that are the same 8-bit image after rounding. Where an algorithm does not "
-    "converge in a layer, the layer before goes on from the best it saw.",
+    "kernels padded on one side. Digits of the test set are recovered from the last hidden layer in float64. Error: "
+    "median of ||found - x|| / ||x||; share: those that are the same 8-bit image after rounding. Where an algorithm "
+    "does not converge in a layer, the layer before goes on from the best it saw.",
 ]
 
 
