@@ -394,7 +394,9 @@ class _Problem:
 
     def result(self, x: Tensor, iterations: Tensor, fallback: Tensor | None = None) -> Inversion:
         """The answer, with its residual measured anew."""
-        error = _norm(self.residual(x)) / self.size
+        # A residual smaller than what rounding x does to it says nothing.
+        rounding = torch.finfo(x.dtype).eps * _norm(x)
+        error = torch.maximum(_norm(self.residual(x)), rounding) / self.size
         error = torch.where(error.isfinite(), error, torch.inf)
         converged = error <= self.tol
         fallback = torch.zeros_like(converged) if fallback is None else fallback
@@ -414,7 +416,7 @@ class _Problem:
             return torch.full_like(self.size, torch.nan)
         active = (self.B(x) + self.c > 0).to(x.dtype)
         jacobian = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) + (self._A * active[:, None, :]) @ self._B
-        return torch.linalg.cond(jacobian)
+        return torch.linalg.cond(jacobian).nan_to_num(nan=torch.inf)
 
 
 class _Anderson:

@@ -125,8 +125,8 @@ def plan(
     """Which files are restored, and where the results go.
 
     One file gives `NAME.restored.png` beside it, a folder `FOLDER.restored/`. `output` names a file, where there is one
-    input file and it has a suffix and is no folder, else a folder. Lossless formats stay; JPEG and lossy WebP become PNG
-    unless `format` says otherwise. Inputs that would get the same name keep their whole name in it.
+    input file and it has a suffix and is no folder, else a folder. Lossless formats stay; JPEG and lossy WebP become
+    PNG unless `format` says otherwise. Inputs that would get the same name keep their whole name in it.
 
     Raises:
         OptionError: an input is missing, a folder holds no images, or two inputs still have one target.

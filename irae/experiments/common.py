@@ -22,6 +22,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -155,9 +156,9 @@ def csv_text(rows: list[Row]) -> str:
 
 def rich_table(title: str, result: Result) -> Table:
     """The rows for the terminal."""
-    table = Table(title=title)
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for head, value in result.rows[0].items():
-        table.add_column(head, justify="left" if isinstance(value, str) else "right")
+        table.add_column(head, justify="left" if isinstance(value, str) else "right", overflow="fold")
     for row in result.rows:
         table.add_row(*(show(value) for value in row.values()))
     return table
@@ -190,3 +191,11 @@ def panels(count: int, width: float = 4.2, height: float = 3.4) -> tuple[Figure,
     """A figure with axes side by side."""
     figure = Figure(figsize=(width * count, height), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def log_axis(axes: Any, values: Iterable[float]) -> None:
+    """A logarithmic x axis with ticks at the values and nowhere else."""
+    ticks = sorted(set(values))
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize="small")
+    axes.minorticks_off()

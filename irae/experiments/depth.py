@@ -20,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from irae.experiments.common import Context, Experiment, Result, Row, panels
+from irae.experiments.common import Context, Experiment, Result, Row, log_axis, panels
 from irae.models.blocks import BLOCKS, build_block
 from irae.models.reversible import Chain
 
@@ -40,8 +40,8 @@ class Setup:
     """
 
     depths: tuple[int, ...] = (2, 8, 32, 64, 128, 256)
-    channels: int = 8
-    size: int = 24
+    channels: int = 16
+    size: int = 32
     batch: int = 2
     repeats: int = 3
     patience: float = 5.0
@@ -201,7 +201,8 @@ def plot(rows: list[Row]) -> Figure:
                     label=label,
                     markersize=4,
                 )
-        axes.set(xlabel="blocks (dashed: plain)", xscale="log", yscale="log", title=column)
+        axes.set(xlabel="blocks (dashed: plain)", yscale="log", title=column)
+        log_axis(axes, (row["blocks"] for row in rows))
     axes_row[0].legend(fontsize="small")
     return figure
 

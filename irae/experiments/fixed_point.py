@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from irae.experiments.common import Context, Experiment, Result, Row
+from irae.experiments.common import Context, Experiment, Result, Row, log_axis
 from irae.inverse import Inversion, absolute_value, newton, picard, substitution
 
 ALGORITHMS: dict[str, Callable[..., Inversion]] = {
@@ -154,7 +154,8 @@ def plot(rows: list[Row]) -> Figure:
             mine = [row for row in rows if row["family"] == family and row["algorithm"] == name]
             if mine:
                 axes.plot([row["scale"] for row in mine], [row["inverted (%)"] for row in mine], style, label=name)
-        axes.set(title=family, xscale="log", xlabel="scale of the weights", ylim=(-4, 104))
+        axes.set(title=family, xlabel="scale of the weights", ylim=(-4, 104))
+        log_axis(axes, (row["scale"] for row in rows))
         axes.legend(fontsize="small")
     figure.axes[0].set_ylabel("inputs recovered (%)")
     return figure

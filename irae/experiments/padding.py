@@ -19,7 +19,7 @@ from scipy.sparse.linalg import splu
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from irae.experiments.common import Context, Experiment, Result, Row, panels
+from irae.experiments.common import Context, Experiment, Result, Row, log_axis, panels
 from irae.experiments.fixed_point import ALGORITHMS
 from irae.models.irae import IRAEConfig
 from irae.models.rectifier import RectifierUnit, is_invertible
@@ -36,10 +36,10 @@ class Setup:
     Attributes:
         hidden: units of relu; x is a grey image squeezed 2x2, of 4 channels.
         sizes: height and width of x.
-        images: held-out images cut to each size.
+        images: held-out images cut to each of the sizes, at most 20.
         steps, batch, patch, lr: of the training; patch is the size of x.
         sigma: noise level, 8-bit levels.
-        tol, max_iter: given to the algorithms; tol is a relative residual.
+        tol, max_iter: given to the algorithms; tol is a relative residual. Newton's method has `newton_steps`.
         equal: an answer within this of the true input, as a largest difference, is the true input.
         powers: power iterations for each norm in the condition.
         condition_most: largest size whose condition is looked at with usual padding (it takes a sparse LU with fill).
@@ -47,7 +47,7 @@ class Setup:
 
     hidden: int = 16
     sizes: tuple[int, ...] = (8, 16, 32, 64)
-    images: int = 20
+    images: tuple[int, ...] = (20, 20, 20, 8)
     steps: int = 1500
     batch: int = 16
     patch: int = 32
@@ -55,6 +55,7 @@ class Setup:
     sigma: float = 25.0
     tol: float = 1e-10
     max_iter: int = 1000
+    newton_steps: int = 15
     equal: float = 1e-6
     powers: int = 30
     condition_most: int = 64
@@ -94,13 +95,12 @@ def run(setup: Setup, context: Context) -> Result:
     """A row for each unit and size: its denoising, the condition of its inverse, and the share that comes back."""
     training, held_out = load_training_images(Recipe("padding", IRAEConfig(), Data(("bsd400",)), ()), context.root)
     units, rows = dict[str, RectifierUnit](), list[Row]()
-    tasks = [(name, 0) for name in UNITS] + list(product(UNITS, setup.sizes))
-    for name, size in context.track(tasks, len(tasks), "padding"):
-        if not size:
-            units[name] = train(UNITS[name], training, setup, context.seed).double()
-        else:
-            samples = [centre(image, size) for image in list(held_out.values())[: setup.images]]
-            rows.append({"unit": name, "size": size, **invert(units[name], torch.stack(samples), setup)})
+    for name in context.track(UNITS, len(UNITS), "padding: training"):
+        units[name] = train(UNITS[name], training, setup, context.seed).double()
+    cells = list(product(units, zip(setup.sizes, setup.images, strict=True)))
+    for name, (size, count) in context.track(cells, len(cells), "padding: inverses"):
+        clean = torch.stack([centre(image, size) for image in list(held_out.values())[:count]])
+        rows.append({"unit": name, "size": size, "images": count, **invert(units[name], clean, setup)})
     verdicts = [f"{name}: {is_invertible(unit).reason}" for name, unit in units.items()]
     return Result(
         rows, [*NOTES, "What `is_invertible` says after training. " + "; ".join(verdicts) + "."], {"plot": plot(rows)}
@@ -155,7 +155,7 @@ def invert(unit: RectifierUnit, clean: Tensor, setup: Setup) -> Row:
         if name == "substitution" and unit.padding == "both":
             row |= {f"{name} (%)": None, f"{name} error": None}
             continue
-        limit = 30 if name == "newton" else setup.max_iter
+        limit = setup.newton_steps if name == "newton" else setup.max_iter
         found = unit.invert(y, solver=name, tol=setup.tol, max_iter=limit).x
         error = (found - x).abs().flatten(1).amax(1).nan_to_num(math.inf)
         row |= {f"{name} (%)": 100 * float((error <= setup.equal).double().mean())}
@@ -229,7 +229,8 @@ def plot(rows: list[Row]) -> Figure:
     for name in UNITS:
         mine = [row for row in rows if row["unit"] == name and row["condition"] is not None]
         left.plot([row["size"] for row in mine], [row["condition"] for row in mine], "o-", label=name)
-    left.set(xscale="log", yscale="log", xlabel="height and width", ylabel="condition of the inverse")
+    left.set(yscale="log", xlabel="height and width", ylabel="condition of the inverse")
+    log_axis(left, (row["size"] for row in rows))
     left.legend(fontsize="small")
     places = np.arange(len(largest))
     for offset, name in zip((-0.3, -0.1, 0.1, 0.3), ALGORITHMS, strict=True):
@@ -244,6 +245,6 @@ EXPERIMENT = Experiment(
     title="A trained rectifier unit with one-side and with usual padding",
     run=run,
     full=Setup(),
-    quick=Setup(sizes=(8, 16), images=3, steps=100, max_iter=300),
+    quick=Setup(sizes=(8, 16), images=(3, 3), steps=100, max_iter=300),
     minutes=10,
 )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from irae.errors import IraeError
 from irae.models.lipschitz import LipschitzBlock
 from irae.models.ode import HamiltonianBlock, LeapfrogBlock, MidpointBlock
 from irae.models.rectifier import RectifierBlock
@@ -182,15 +183,19 @@ def build_block(name: str, channels: int, **options: Any) -> Invertible:
         options: passed to the block's class.
 
     Raises:
-        ValueError: the name is not registered; the message lists those that are.
+        IraeError: the name is not registered, or its class takes no such option.
     """
-    return lookup(BLOCKS, name, "block")(channels, **options)
+    block = lookup(BLOCKS, name, "block")
+    try:
+        return block(channels, **options)
+    except TypeError as error:
+        raise IraeError(f"The block {name!r} does not take these options: {error}.") from error
 
 
 def lookup(registry: dict[str, Callable[..., Any]], name: str, kind: str) -> Callable[..., Any]:
-    """The entry of a registry, or a ValueError that lists the names there are."""
+    """The entry of a registry, or an IraeError that lists the names there are."""
     if name not in registry:
-        raise ValueError(f"There is no {kind} named {name!r}; choose one of {', '.join(sorted(registry))}.")
+        raise IraeError(f"There is no {kind} named {name!r}; choose one of {', '.join(sorted(registry))}.")
     return registry[name]
 
 

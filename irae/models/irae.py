@@ -59,15 +59,15 @@ class IRAEConfig:
         object.__setattr__(self, "channels", tuple(self.channels))
         object.__setattr__(self, "blocks", tuple(self.blocks))
         if not self.channels or len(self.channels) != len(self.blocks):
-            raise ValueError("`channels` and `blocks` need one entry for each level.")
+            raise IraeError("`channels` and `blocks` need one entry for each level.")
         for name in (self.lift, self.squeeze):
             if name not in RESAMPLERS:
-                raise ValueError(f"There is no squeeze named {name!r}; choose one of {', '.join(RESAMPLERS)}.")
+                raise IraeError(f"There is no squeeze named {name!r}; choose one of {', '.join(RESAMPLERS)}.")
         squeezed = self.image_channels * RESAMPLERS[self.lift]().factor ** 2
         if self.lifted and self.channels[0] < squeezed:
-            raise ValueError(f"The first level needs at least {squeezed} channels to hold the squeezed image.")
+            raise IraeError(f"The first level needs at least {squeezed} channels to hold the squeezed image.")
         if not self.lifted and 2 * self.channels[0] != squeezed:
-            raise ValueError(f"Without the lift the first level has exactly {squeezed / 2:g} channels.")
+            raise IraeError(f"Without the lift the first level has exactly {squeezed / 2:g} channels.")
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of plain values that `IRAEConfig(**...)` reads."""

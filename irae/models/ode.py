@@ -25,8 +25,8 @@ NORM_LIMIT = 1.0
 class TiedConvolution(nn.Module):
     """K' f(K x + c + E cond): a 3x3 convolution K and its adjoint K', which shares the weight; ||K|| <= limit.
 
-    The norm is that of the operator at every image size (`irae.models.lipschitz.conv_norm_bound`). K starts random with a norm of about
-    `start`: from K = 0 and c = 0 the gradient would be 0.
+    The norm is that of the operator at every image size (`irae.models.lipschitz.conv_norm_bound`). K starts random
+    with a norm of about `start`: from K = 0 and c = 0 the gradient would be 0.
 
     Args:
         channels, hidden: width of x, and inside.

@@ -29,7 +29,12 @@ from irae.inverse import (
 from irae.models.lipschitz import NormBound, conv_norm_bound, limit_norm
 from irae.models.reversible import Chain, Invertible, State, match_size, required
 
-SOLVERS: dict[str, Callable[..., Inversion]] = {"picard": picard, "absolute_value": absolute_value, "newton": newton, "substitution": substitution}
+SOLVERS: dict[str, Callable[..., Inversion]] = {
+    "picard": picard,
+    "absolute_value": absolute_value,
+    "newton": newton,
+    "substitution": substitution,
+}
 PADDINGS = ("before", "after", "both")
 
 
@@ -148,7 +153,6 @@ class RectifierUnit(nn.Module):
             shift, certificate = self.shift(image, cond), self._certificate()
             extra = {"diagonal": self.diagonal(A, B)} if solver == "substitution" else {}
 
-
             def solve(y: Tensor) -> Inversion:
                 apply_A, apply_B = (partial(self._convolve, kernel=kernel) for kernel in (A, B))
                 options = {"tol": tol, "max_iter": max_iter, "certificate": certificate, **extra}
@@ -255,7 +259,7 @@ class RectifierStep(Invertible):
 
 
 class RectifierBlock(Chain):
-    """Two rectifier units on the streams together, x = [a, b], the second mirrored: corner, and halves read and written.
+    """Two rectifier units on the streams together, x = [a, b], the second mirrored in its corner and halves.
 
     The taps at the pixel make a coupling, with what is read also pulled on; the other taps mix all channels, within
     the bounds that keep the inverse well conditioned (see `RectifierUnit`, with the figures of an error's growth).

@@ -172,7 +172,7 @@ def match_size(cond: Tensor, x: Tensor) -> Tensor:
     """A condition map averaged down to the resolution of x; (N, K, 1, 1) stays, to be broadcast."""
     if cond.shape[-2:] in ((1, 1), x.shape[-2:]):
         return cond
-    return F.adaptive_avg_pool2d(cond, x.shape[-2:])
+    return F.adaptive_avg_pool2d(cond, (x.shape[-2], x.shape[-1]))
 
 
 def required(cond: Tensor | None) -> Tensor:

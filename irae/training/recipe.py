@@ -9,8 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from torch import nn
+
+from irae.degrade import NOISES
 from irae.errors import IraeError
 from irae.models.irae import IRAEConfig
+
+
+LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss}
 
 
 class RecipeError(IraeError):
@@ -54,6 +60,12 @@ class NoiseMix:
     hidden: float = 1 / 3
     files: float = 0.5
 
+    def __post_init__(self) -> None:
+        if not self.shares or not set(self.shares) <= set(NOISES) or min(self.shares.values()) < 0:
+            raise ValueError(f"Noise shares are not negative, and of: {', '.join(NOISES)}.")
+        if len(self.sigma) != 2 or not 0 <= self.sigma[0] <= self.sigma[1] <= 255:
+            raise ValueError("The noise levels are two, the lower first, between 0 and 255.")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -63,6 +75,12 @@ class Stage:
     batch: int
     patch: int
     loss: str = "l1"
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch, self.patch) < 1:
+            raise ValueError("A stage has at least one step, patch and pixel.")
+        if self.loss not in LOSSES:
+            raise ValueError(f"There is no loss {self.loss!r}; choose one of {', '.join(LOSSES)}.")
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,11 @@ from irae.images import write_bytes
 from irae.models.irae import IRAE
 from irae.training.data import Batch, Image, PatchBatches, load_training_images
 from irae.training.muon import Muon
-from irae.training.recipe import Optimiser, Recipe
+from irae.training.recipe import LOSSES, Optimiser, Recipe, RecipeError
 from irae.weights import save_weights
 
 HOLDOUT_SIGMAS = (15, 25, 50)
 HOLDOUT_CROP = 256
-LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss}
 
 
 @dataclass(frozen=True)
@@ -170,14 +169,14 @@ class Run:
         """Go on from the checkpoint, where there is one.
 
         Raises:
-            ValueError: the checkpoint is of another recipe.
+            RecipeError: the checkpoint is of another version of the recipe.
         """
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
         if state["recipe"] != self.recipe.digest:
-            raise ValueError(f"{path} belongs to another version of the recipe: start without --resume.")
+            raise RecipeError(f"{path} belongs to another version of the recipe: start without --resume.")
         self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])

@@ -253,3 +253,23 @@ def test_help_and_usage_errors_load_nothing_heavy() -> None:
 def test_the_file_beside_the_package_runs_it() -> None:
     done = subprocess.run([sys.executable, "cli.py", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("irae ")
+
+
+def test_a_recipe_trains_weights_that_restore(run: Run, noisy: Path, tmp_path: Path) -> None:
+    for folder in ("images", "holdout"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "photo.png").write_bytes(noisy.read_bytes())
+    recipe = (
+        'name = "tiny"\n[model]\nchannels = [12]\nblock = "{block}"\nblock_options = {{ hidden = 8 }}\n'
+        f'[data]\nsets = ["{tmp_path}/images"]\nholdout = "{tmp_path}/holdout"\n'
+        "[[stages]]\nsteps = 2\nbatch = 2\npatch = 32\n"
+    )
+    for block in ("additive", "addtive"):
+        (tmp_path / f"{block}.toml").write_text(recipe.format(block=block))
+    result = run("train", tmp_path / "additive.toml", "-o", tmp_path / "run", "--workers", "0")
+    assert result.code == 0 and "psnr_25" in result.out
+    assert names(tmp_path / "run") == {"checkpoint.pt", "log.csv", "tiny.safetensors"}
+    assert run("restore", noisy, "--model", tmp_path / "run" / "tiny.safetensors").code == 0
+    wrong = run("train", tmp_path / "addtive.toml", "-o", tmp_path / "wrong")
+    assert wrong.code == 2 and "choose one of additive" in wrong.err
+    assert run("train", tmp_path / "missing.toml").code == 2

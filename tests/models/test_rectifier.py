@@ -1,4 +1,4 @@
-"""Rectifier units: what their parametrisation promises, the verdict whether one is invertible, and whole-image inverses."""
+"""Rectifier units: what their parametrisation promises, the verdict on invertibility, inverses of whole images."""
 
 from __future__ import annotations
 

@@ -128,7 +128,14 @@ def test_the_shipped_recipe_is_the_one_of_the_weights() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["name = ", 'name = "x"', 'name = "x"\nstages = []\n[model]\nwidth = 3\n[data]\nsets = []', "seed = 'one'"],
+    [
+        'name = "x"\nstages = [{ steps = 1, batch = 1, patch = 8, loss = "l3" }]\n[model]\n[data]\nsets = []',
+        'name = "x"\nstages = []\n[model]\n[noise]\nshares = { snow = 1.0 }\n[data]\nsets = []',
+        "name = ",
+        'name = "x"',
+        'name = "x"\nstages = []\n[model]\nwidth = 3\n[data]\nsets = []',
+        "seed = 'one'",
+    ],
 )
 def test_a_bad_recipe_is_one_sentence(tmp_path: Path, content: str) -> None:
     (tmp_path / "recipe.toml").write_text(content)
