@@ -187,7 +187,8 @@ def substitution(
     With r = ||M - M0|| < 1 and symmetric M0 the error shrinks by (s - 1 + 2 r) / (s + 1), s = sqrt(1 + ||M0||),
     in each sweep (derived here), so that far fewer do.
 
-    Args: as `picard`; diagonal: M0 (m, m), which acts on the first axis after the batch; for functions only.
+    Args: as `picard`, with `max_iter` for functions only; diagonal: M0 (m, m), which acts on the first axis after the
+        batch, for functions only.
 
     Raises:
         ValueError: as `picard`, or functions without `diagonal`. A singular system is flagged as not converged.
@@ -535,16 +536,16 @@ def _newton_of_functions(problem: _Problem, max_iter: int) -> Inversion:
     def error(u: Tensor) -> Tensor:
         return u + problem.M(u.relu()) - problem.q
 
-    fallback = torch.zeros_like(problem.size, dtype=torch.bool)
+    fallback, steps = torch.zeros_like(problem.size, dtype=torch.bool), 0
 
     def step(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        nonlocal fallback
+        nonlocal fallback, steps
         x = problem.y - problem.A(u.relu())
         active, now = (u > 0).to(u.dtype), _norm(error(u))
         target = _gmres(lambda v: v + problem.M(active * v), problem.q, u, 1e-3 * problem.tol, cycle=30, cycles=10)
         length = torch.ones_like(now)
         # The first steps may overshoot and still end sooner; from the sixth on each must make progress.
-        if len(history) >= 5:
+        if steps >= 5:
             for _ in range(10):
                 grown = ~(_norm(error(u + problem.column(length) * (target - u))) < now) & (now > 0)
                 grown &= now > problem.tol * _size(problem.q)
@@ -552,10 +553,9 @@ def _newton_of_functions(problem: _Problem, max_iter: int) -> Inversion:
                     break
                 fallback = fallback | grown
                 length = torch.where(grown, length / 2, length)
-        history.append(None)
+        steps += 1
         return x, problem.residual(x), u + problem.column(length) * (target - u)
 
-    history = list[None]()
     x, _, iterations = _repeat(step, problem.q, problem.size, problem.tol, max_iter)
     return problem.result(x, iterations, fallback)
 

@@ -127,7 +127,21 @@ def make_units(channels: int, count: int, hidden: int, design: Design) -> list[R
     ]
     for unit in units:
         nn.init.constant_(unit.pull, design.pull)
+        start_as_coupling(unit)
     return units
+
+
+@torch.no_grad()
+def start_as_coupling(unit: RectifierUnit) -> None:
+    """Let B read only the half of the channels that its taps at the pixel read, until training wants more.
+
+    Then the taps away from the pixel cost nothing of the bound on ||M - M0|| at the start, and are not scaled down.
+    """
+    assert unit.B_taps is not None
+    read = slice(len(unit.write), None) if unit.padding == "before" else slice(0, unit.read.shape[1])
+    kept = torch.zeros_like(unit.B_taps)
+    kept[:, read] = 2**0.5 * unit.B_taps[:, read]  # half as many inputs
+    unit.B_taps.copy_(kept)
 
 
 def run(setup: Setup, context: Context) -> Result:

@@ -98,7 +98,7 @@ class RectifierUnit(nn.Module):
             half = channels // 2
             self.read = nn.Parameter(torch.empty(hidden, half))
             self.write = nn.Parameter(torch.zeros(channels - half, hidden))
-            self.pull = nn.Parameter(torch.tensor(-3.0))  # s = softplus(pull), about 0.05: nearly the identity
+            self.pull = nn.Parameter(torch.tensor(-5.0))  # s = softplus(pull), about 0.007: nearly the identity
             nn.init.kaiming_normal_(self.read, nonlinearity="relu")
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:

@@ -95,10 +95,11 @@ def test_memory_free_gradients_under_autocast(name: str) -> None:
         assert noise == 0 if chain.parts[0].iterative else noise > 0
 
 
-def test_backward_keeps_no_activation_of_the_blocks() -> None:
+@pytest.mark.parametrize("name", BLOCKS)
+def test_backward_keeps_no_activation_of_the_blocks(name: str) -> None:
     def saved(blocks: int, memory_free: bool) -> int:
         torch.manual_seed(0)
-        chain = Chain([build_block("additive", 6) for _ in range(blocks)], memory_free=memory_free)
+        chain = Chain([build_block(name, 6) for _ in range(blocks)], memory_free=memory_free)
         own = {parameter.data_ptr() for parameter in chain.parameters()}
         total = 0
 
