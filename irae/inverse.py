@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from irae.errors import IraeError
+
 Operator = Tensor | Callable[[Tensor], Tensor]
 Step = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # state -> (x, residual of x, next state)
 
@@ -19,7 +21,7 @@ EXACT_SIZE = 20  # hidden units up to which all principal minors are looked at
 EXACT_SIZE_IN_SOLVERS = 12  # the same inside the solvers, whose work it must not dwarf
 
 
-class InverseError(RuntimeError):
+class InverseError(IraeError):
     """A block could not be inverted; the message says what to do."""
 
 
