@@ -309,6 +309,6 @@ EXPERIMENT = Experiment(
     title=f"The denoiser with each block at equal parameters and time, noise level {SIGMA}",
     run=run,
     full=Setup(),
-    quick=Setup(parameters=40_000, minutes=0.04, seeds=1, shares=(1.0,), held_out=4),
+    quick=Setup(parameters=60_000, minutes=0.05, seeds=1, shares=(1.0,), held_out=4),
     minutes=55,
 )

@@ -246,5 +246,5 @@ EXPERIMENT = Experiment(
     run=run,
     full=Setup(),
     quick=Setup(sizes=(8, 16), images=(3, 3), steps=100, max_iter=300),
-    minutes=10,
+    minutes=15,
 )

@@ -83,10 +83,16 @@ def _schatten_norm(matrix: Tensor, squarings: int) -> Tensor:
     log_size = torch.zeros(matrix.shape[:-2], dtype=matrix.real.dtype, device=matrix.device)
     tiny = torch.finfo(log_size.dtype).tiny
     for _ in range(squarings):
-        size = torch.linalg.matrix_norm(gram).clamp_min(tiny)
-        gram, log_size = gram / size[..., None, None], 2 * (log_size + size.log())
+        size = _frobenius_norm(gram).clamp_min(tiny)
+        gram, log_size = gram * size.reciprocal()[..., None, None], 2 * (log_size + size.log())
         gram = gram.mH @ gram
-    return ((log_size + torch.linalg.matrix_norm(gram).clamp_min(tiny).log()) / 2**squarings).exp()
+    return ((log_size + _frobenius_norm(gram).clamp_min(tiny).log()) / 2**squarings).exp()
+
+
+def _frobenius_norm(matrix: Tensor) -> Tensor:
+    """(..., m, n) -> (...); many times quicker on a CPU than `torch.linalg.matrix_norm` of complex matrices."""
+    squares = torch.view_as_real(matrix).square().sum(-1) if matrix.is_complex() else matrix.square()
+    return squares.sum((-2, -1)).sqrt()
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -15,7 +15,6 @@ from irae.degrade import NOISES
 from irae.errors import IraeError
 from irae.models.irae import IRAEConfig
 
-
 LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss}
 
 
