@@ -91,8 +91,8 @@ def _schatten_norm(matrix: Tensor, squarings: int) -> Tensor:
 
 def _frobenius_norm(matrix: Tensor) -> Tensor:
     """(..., m, n) -> (...); many times quicker on a CPU than `torch.linalg.matrix_norm` of complex matrices."""
-    squares = torch.view_as_real(matrix).square().sum(-1) if matrix.is_complex() else matrix.square()
-    return squares.sum((-2, -1)).sqrt()
+    parts = torch.view_as_real(matrix) if matrix.is_complex() else matrix[..., None]
+    return torch.linalg.vector_norm(parts, dim=(-3, -2, -1))
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
