@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from irae import __version__
-from irae.errors import IraeError
+from irae.errors import IraeError, printable
 
 if TYPE_CHECKING:
     from irae.pipeline import Done, Job
@@ -26,7 +26,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 class Task(StrEnum):
@@ -78,6 +79,9 @@ def main() -> None:
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(1)
+    except OSError as error:
+        _complain(f"{printable(error.filename or 'The system')}: {error.strerror or error}.")
+        sys.exit(2)
 
 
 @app.callback(invoke_without_command=True)
@@ -121,7 +125,8 @@ def restore(
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also write input and result side by side.")] = False,
     keep_rest: Annotated[
-        bool, typer.Option("--keep-rest", help="Also write what is left beside the image, for `irae recover`.")
+        bool,
+        typer.Option("--keep-rest", help="Also write what is left, 128 bytes a pixel, for `irae recover`."),
     ] = False,
     overwrite: OverwriteOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a file on standard output.")] = False,
@@ -135,19 +140,12 @@ def restore(
 
     check_settings(sigma, strength)
     settings = Settings(sigma, strength, keep_rest, compare, overwrite)
-    if inputs == [Path("-")]:
-        if keep_rest or compare or as_json:
-            raise OptionError(
-                "Standard input gives one image and nothing beside it: no --keep-rest, --compare or --json."
-            )
-        restorer = Restorer(task, model, device, precision)
-        _write_out(restore_bytes(sys.stdin.buffer.read(), restorer, settings, format), output, overwrite)
-        return
-    if output == Path("-"):
-        if len(inputs) != 1 or not inputs[0].is_file() or keep_rest or compare or as_json:
-            raise OptionError("Standard output takes one image file and nothing beside it.")
-        restorer = Restorer(task, model, device, precision)
-        _write_out(restore_bytes(inputs[0].read_bytes(), restorer, settings, format), output, overwrite)
+    if Path("-") in (*inputs, output):
+        if len(inputs) != 1 or inputs[0].is_dir() or keep_rest or compare or as_json:
+            raise OptionError("Standard input and output take one image and nothing beside it.")
+        format = _stream_format(output, format)
+        data = sys.stdin.buffer.read() if inputs[0] == Path("-") else inputs[0].read_bytes()
+        _write_out(restore_bytes(data, Restorer(task, model, device, precision), settings, format), output, overwrite)
         return
     jobs = plan(inputs, output, recursive, format)
     failed = _restore_all(jobs, Restorer(task, model, device, precision), settings, as_json)
@@ -189,16 +187,16 @@ def _report(done: Done, as_json: bool) -> None:
         }
         print(json.dumps(facts), flush=True)
         return
-    out.print(f"{done.job.source} -> {done.job.target}  ({done.seconds:.1f} s)", markup=False)
+    out.print(f"{printable(done.job.source)} -> {printable(done.job.target)}  ({done.seconds:.1f} s)", markup=False)
     for path in done.written[1:]:
-        out.print(f"  and {path}", markup=False)
+        out.print(f"  and {printable(path)}", markup=False)
 
 
 def _report_failure(job: Job, error: BaseException, as_json: bool) -> None:
     sentence = _sentence(error)
     if as_json:
         print(json.dumps({"input": str(job.source), "status": "failed", "error": sentence}), flush=True)
-    _complain(sentence if str(job.source) in sentence else f"{job.source}: {sentence}")
+    _complain(sentence if printable(job.source) in sentence else f"{printable(job.source)}: {sentence}")
 
 
 def _sentence(error: BaseException) -> str:
@@ -211,10 +209,22 @@ def _sentence(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def _stream_format(output: Path | None, format: Format | None) -> Format | None:
+    """The format to write, by the output's suffix where it is a file."""
+    from irae.pipeline import file_format
+    from irae.restorer import OptionError
+
+    if output in (None, Path("-")):
+        return format
+    if format not in (None, file_format(output)):
+        raise OptionError(f"{printable(output)} is no {format.upper()} file: leave --format out, or name another.")
+    return Format(file_format(output))
+
+
 def _write_out(data: bytes, output: Path | None, overwrite: bool) -> None:
     from irae.images import write_bytes
 
-    if output is None or output == Path("-"):
+    if output in (None, Path("-")):
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     else:
@@ -244,10 +254,11 @@ def recover(
     failed = 0
     for path in restored:
         try:
-            out.print(f"{path} -> {recover_file(path, output, model, device, overwrite)}", markup=False)
+            target = recover_file(path, output, model, device, overwrite)
+            out.print(f"{printable(path)} -> {printable(target)}", markup=False)
         except IraeError as error:
             failed += 1
-            _complain(str(error) if str(path) in str(error) else f"{path}: {error}")
+            _complain(str(error) if printable(path) in str(error) else f"{printable(path)}: {error}")
     if failed:
         raise typer.Exit(1)
 
@@ -266,7 +277,8 @@ def degrade(
     """Damage a clean image, to try things out: the noise depends on the file's name and the seed only."""
     from irae.pipeline import degrade_file
 
-    out.print(f"{clean} -> {degrade_file(clean, output, noise, kind, seed, overwrite)}", markup=False)
+    target = degrade_file(clean, output, noise, kind, seed, overwrite)
+    out.print(f"{printable(clean)} -> {printable(target)}", markup=False)
 
 
 @app.command()
@@ -385,7 +397,10 @@ def info(
         print(json.dumps(facts, indent=2))
         return
     for key, value in facts.items():
-        out.print(f"{key.replace('_', ' ')}: {value}", markup=False)
+        nested = value.items() if isinstance(value, dict) else ()
+        out.print(f"{key.replace('_', ' ')}:{'' if nested else f' {value}'}", markup=False)
+        for name, entry in nested:
+            out.print(f"  {name}: {entry}", markup=False)
     if card:
         out.print()
         out.print(Markdown(card))

@@ -8,10 +8,10 @@ from pathlib import Path
 from skimage.data import coffee
 
 from irae.compare import side_by_side
-from irae.images import Picture, read_image, write_image
+from irae.images import Picture, make_folder, read_image, write_image
 from irae.metrics import psnr, ssim
 from irae.pipeline import Job, Settings, degrade_file, restore_file
-from irae.restorer import Restorer
+from irae.restorer import Restorer, check_settings
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,19 @@ class Demo:
 
 
 def run_demo(folder: Path, sigma: float = 25.0, model: str | None = None, device: str = "auto") -> Demo:
-    """Write clean.png, noisy.png, noisy.restored.png and compare.png to a folder, by way of files as a user would.
+    """Write coffee.png, noisy, restored and side by side to a folder, by way of files as a user would.
 
     Args:
         folder: made where it is missing; files of an earlier run are replaced.
         sigma: noise level in 8-bit levels.
         model, device: as `Restorer`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    clean = folder / "clean.png"
+    check_settings(sigma)
+    make_folder(folder)
+    clean, compare = folder / "coffee.png", folder / "coffee.compare.png"
     write_image(clean, Picture(coffee()), overwrite=True)  # a cup of coffee by Rachel Michetti, CC0
-    noisy = degrade_file(clean, folder / "noisy.png", sigma, overwrite=True)
-    restored = folder / "noisy.restored.png"
+    noisy = degrade_file(clean, folder / "coffee.noisy.png", sigma, overwrite=True)
+    restored = folder / "coffee.noisy.restored.png"
     restore_file(Job(noisy, restored), Restorer(model=model, device=device), Settings(overwrite=True))
     pictures = {
         name: read_image(path).pixels for name, path in (("clean", clean), ("noisy", noisy), ("restored", restored))
@@ -46,5 +47,5 @@ def run_demo(folder: Path, sigma: float = 25.0, model: str | None = None, device
     captions = {
         f"{name}, {quality[name][0]:.2f} dB" if name in quality else name: picture for name, picture in pictures.items()
     }
-    write_image(folder / "compare.png", Picture(side_by_side(captions)), overwrite=True)
-    return Demo(quality, folder / "compare.png")
+    write_image(compare, Picture(side_by_side(captions)), overwrite=True)
+    return Demo(quality, compare)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from irae.errors import IraeError
+from irae.errors import IraeError, printable
 
 # Pillow, OpenCV and tifffile are imported where they are used, so that importing this module is quick.
 
@@ -92,7 +92,7 @@ def read_image(source: str | Path | bytes, *, max_pixels: int = 200_000_000) -> 
     than max_pixels pixels (told before decoding), CMYK, animations, several pages, float TIFF, other
     formats.
     """
-    name = "the image data" if isinstance(source, bytes) else _printable(source)
+    name = "the image data" if isinstance(source, bytes) else printable(source)
     data = source if isinstance(source, bytes) else _read_file(Path(source))
     try:
         format = _format_of(data)
@@ -110,18 +110,14 @@ def read_image(source: str | Path | bytes, *, max_pixels: int = 200_000_000) -> 
         raise ImageError(f"{name} is damaged or of a rare kind: get a whole copy or a PNG") from error
 
 
-def _printable(path: str | Path) -> str:
-    return str(path) if str(path).isprintable() else repr(str(path))
-
-
 def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise ImageError(f"{_printable(path)} does not exist: check the path") from error
+        raise ImageError(f"{printable(path)} does not exist: check the path") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a valid path"
-        raise ImageError(f"{_printable(path)} cannot be read ({reason}): name another file") from error
+        raise ImageError(f"{printable(path)} cannot be read ({reason}): name another file") from error
 
 
 def _format_of(data: bytes) -> str:
@@ -415,12 +411,20 @@ def write_image(path: str | Path, picture: Picture, format: str | None = None, *
     """Write the picture in a format told from the suffix by default; see encode_image and write_bytes."""
     format = format or SUFFIXES.get(Path(path).suffix.lower())
     if format is None:
-        raise ImageError(f"{_printable(path)} has no image suffix: use one of {', '.join(SUFFIXES)}")
+        raise ImageError(f"{printable(path)} has no image suffix: use one of {', '.join(SUFFIXES)}")
     try:
         data = encode_image(picture, format)
     except ImageError as refusal:
-        raise ImageError(f"{_printable(path)} cannot be written: {refusal}") from refusal.__cause__
+        raise ImageError(f"{printable(path)} cannot be written: {refusal}") from refusal.__cause__
     write_bytes(path, data, overwrite=overwrite)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing; raises ImageError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"The folder {printable(folder)} cannot be made: {_reason(error)}") from error
 
 
 def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = False) -> None:
@@ -440,9 +444,9 @@ def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = False) -> No
         finally:
             temporary.unlink(missing_ok=True)
     except FileExistsError as error:
-        raise ImageError(f"{_printable(path)} exists: choose another name or ask to overwrite it") from error
+        raise ImageError(f"{printable(path)} exists: choose another name or ask to overwrite it") from error
     except (OSError, ValueError) as error:
-        raise ImageError(f"{_printable(path)} cannot be written: {_reason(error)}") from error
+        raise ImageError(f"{printable(path)} cannot be written: {_reason(error)}") from error
 
 
 def _put_new(temporary: Path, target: Path) -> None:
@@ -462,7 +466,9 @@ def _put_new(temporary: Path, target: Path) -> None:
 
 def _reason(error: OSError | ValueError) -> str:
     code = getattr(error, "errno", None)
-    if code in (errno.ENOENT, errno.ENOTDIR):
+    if code in (errno.ENOTDIR, errno.EEXIST):
+        return "a file is where a folder should be, choose another place"
+    if code == errno.ENOENT:
         return "its folder does not exist, create it first"
     if code in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full, make room first"

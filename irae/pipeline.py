@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 
 from irae.compare import side_by_side
 from irae.degrade import NOISES, generator_for
+from irae.errors import printable
 from irae.images import (
     SUFFIXES,
     Picture,
     encode_image,
     is_image_path,
     is_lossy,
+    make_folder,
     read_image,
     write_bytes,
-    write_image,
 )
 from irae.models.irae import IRAE
 from irae.restorer import OptionError, Restorer, as_pixels, as_tensor, check_settings, rest_weights
@@ -46,8 +47,9 @@ def restore(
     """Restore an image.
 
     Args:
-        image: a path, or an array (H, W) or (H, W, C), C one of 1 (grey), 2 (grey, alpha), 3 (RGB), 4 (RGB, alpha);
-            uint8, uint16, or float32 nominally in [0, 1]. Floats outside that range go to the network unclipped.
+        image: a path (pixels are taken in their stored orientation), or an array (H, W) or (H, W, C), C one of 1
+            (grey), 2 (grey, alpha), 3 (RGB), 4 (RGB, alpha); uint8, uint16, or float32 nominally in [0, 1]. Floats
+            outside that range go to the network unclipped.
             Alpha stays as it is.
         task: "denoise".
         sigma: standard deviation of the noise in 8-bit levels, whatever the dtype; None: blind.
@@ -129,52 +131,61 @@ def plan(
     PNG unless `format` says otherwise. Inputs that would get the same name keep their whole name in it.
 
     Raises:
-        OptionError: an input is missing, a folder holds no images, or two inputs still have one target.
+        OptionError: an input is missing, a folder holds no images, two inputs have one target, a target is an input,
+            or `output` and `format` contradict each other.
     """
-    if format is not None and format not in FORMAT_SUFFIXES:
-        raise OptionError(f"There is no format {format!r}; choose one of {', '.join(FORMAT_SUFFIXES)}.")
+    for path in inputs:
+        if not path.exists():
+            raise OptionError(f"There is no file or folder {printable(path)}.")
     one_file = len(inputs) == 1 and not inputs[0].is_dir()
     if output is not None and one_file and output.suffix and not output.is_dir():
-        _check_exists(inputs[0])
-        return [Job(inputs[0], output if format is None else output.with_suffix(FORMAT_SUFFIXES[format]))]
-    jobs: list[Job] = []
-    for path in inputs:
-        _check_exists(path)
-        if path.is_dir():
-            folder = output or path.resolve().with_name(f"{path.resolve().name}.restored")
-            sources = _images_in(path, recursive, folder)
-            if not sources:
-                raise OptionError(f"The folder {path} holds no images{'' if recursive else ' (try --recursive)'}.")
-            jobs += [Job(source, _target(source, folder / source.relative_to(path), format)) for source in sources]
-        elif output is not None:
-            jobs.append(Job(path, _target(path, output / path.name, format)))
-        else:
-            target = _target(path, path, format)
-            jobs.append(Job(path, target.with_name(f"{target.stem}.restored{target.suffix}")))
-    return _apart(jobs)
+        jobs = [Job(inputs[0], output)]
+        if format is not None and file_format(output) != format:
+            raise OptionError(f"{printable(output)} is no {format.upper()} file: leave --format out, or name another.")
+    else:
+        if output is not None and is_image_path(output) and not output.is_dir():
+            raise OptionError(f"{printable(output)} names one file, and there are several inputs: name a folder.")
+        jobs = _apart([job for path in inputs for job in _jobs(path, output, recursive, format)])
+    sources = {job.source.resolve() for job in jobs}
+    for job in jobs:
+        if job.target.resolve() in sources:
+            raise OptionError(
+                f"{printable(job.target)} is an input, and inputs are never overwritten: give another --output."
+            )
+    return jobs
 
 
 def restore_file(job: Job, restorer: Restorer, settings: Settings) -> Done:
     """Restore one file; everything is written beside its place and renamed, the image last.
 
     Raises:
-        IraeError: the input cannot be read, the output exists or cannot be written; nothing is left half done.
+        IraeError: the input cannot be read, an output exists or cannot be written; nothing is left half done.
     """
     start = time.monotonic()
-    _check_target(job, settings)
+    format = file_format(job.target).upper()
+    beside = [path for path, wanted in ((rest_path(job.target), settings.keep_rest),
+                                        (compare_path(job.target), settings.compare)) if wanted]  # fmt: skip
+    for path in (*beside, job.target):
+        _check_output(path, job.source, settings.overwrite)
     picture = read_image(job.source)
-    restored, extras = _restore_picture(picture, job.target, restorer, settings)
-    content = encode_image(restored, SUFFIXES[job.target.suffix.lower()])
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    for path, data in {**extras, job.target: content}.items():
-        write_bytes(path, data, overwrite=settings.overwrite)
-    megapixels = picture.pixels.shape[0] * picture.pixels.shape[1] / 1e6
-    return Done(job, (job.target, *extras), time.monotonic() - start, megapixels)
+    contents: dict[Path, bytes] = {}
+    if settings.keep_rest:
+        pixels, contents[rest_path(job.target)] = restorer.with_rest(picture.pixels, settings.sigma, settings.strength)
+    else:
+        pixels = restorer(picture.pixels, settings.sigma, settings.strength)
+    if settings.compare:
+        both = Picture(side_by_side({"input": picture.pixels, "restored": pixels}))
+        contents[compare_path(job.target)] = encode_image(both, "PNG")
+    restored = replace(picture, pixels=pixels)
+    contents[job.target] = _encode_exactly(restored, format) if settings.keep_rest else encode_image(restored, format)
+    _write_all(contents, settings.overwrite)
+    height, width = pixels.shape[:2]
+    return Done(job, (job.target, *beside), time.monotonic() - start, height * width / 1e6)
 
 
 def restore_bytes(data: bytes, restorer: Restorer, settings: Settings, format: str | None = None) -> bytes:
-    """Restore the content of an image file, for standard input and output: PNG out unless it was TIFF, BMP or lossless
-    WebP, or `format` says otherwise."""
+    """Restore the content of an image file, for standard input and output; PNG for JPEG and lossy WebP, else the format
+    of the input, unless `format` says otherwise."""
     picture = read_image(data)
     pixels = restorer(picture.pixels, settings.sigma, settings.strength)
     return encode_image(
@@ -189,9 +200,10 @@ def recover_file(
 
     Args:
         restored: the image that `restore_file` wrote with `keep_rest`.
-        output: the file to write; by default `X.recovered.png` for `X.restored.png`.
+        output: the file or folder to write; by default `X.recovered.png` for `X.restored.png`.
         model: weights by name or path, where they are not installed.
         device: as `Restorer`.
+        overwrite: replace the output, if it exists.
 
     Returns:
         The path written.
@@ -199,14 +211,18 @@ def recover_file(
     Raises:
         IraeError: there is no rest, or it does not belong to this image, these weights or this arithmetic.
     """
+    target = restored.with_name(f"{restored.stem.removesuffix('.restored')}.recovered{restored.suffix}")
+    if output is not None:
+        target = output / target.name if output.is_dir() else output
+    format = file_format(target).upper()
+    _check_output(target, restored, overwrite)
     picture, rest = read_image(restored), rest_path(restored)
     if not rest.is_file():
-        raise OptionError(f"There is no {rest}: restore with --keep-rest to get the input back later.")
+        raise OptionError(f"There is no {printable(rest)}: restore with --keep-rest to get the input back later.")
     content = rest.read_bytes()
     restorer = Restorer(model=model or weights_with_digest(rest_weights(content)), device=device)
-    target = output or restored.with_name(f"{restored.stem.removesuffix('.restored')}.recovered{restored.suffix}")
-    pixels = restorer.recover(picture.pixels, content)
-    write_image(target, replace(picture, pixels=pixels), overwrite=overwrite)
+    recovered = replace(picture, pixels=restorer.recover(picture.pixels, content))
+    _write_all({target: _encode_exactly(recovered, format)}, overwrite)
     return target
 
 
@@ -221,6 +237,7 @@ def degrade_file(
         sigma: noise level in 8-bit levels.
         kind: a name in `irae.degrade.NOISES`.
         seed: the noise depends on it and on the file's name.
+        overwrite: replace the output, if it exists.
 
     Returns:
         The path written.
@@ -228,12 +245,13 @@ def degrade_file(
     if kind not in NOISES:
         raise OptionError(f"There is no noise {kind!r}; choose one of {', '.join(NOISES)}.")
     check_settings(sigma)
-    picture = read_image(clean)
-    image, generator = as_tensor(picture.pixels), generator_for(clean.stem, seed)
-    noisy = NOISES[kind].draw(sigma, generator)(image[0], generator).image[None]
     named = _target(clean, clean, None)
     target = output or named.with_name(f"{named.stem}.noisy{named.suffix}")
-    write_image(target, replace(picture, pixels=as_pixels(noisy, picture.pixels)), overwrite=overwrite)
+    format = file_format(target).upper()
+    _check_output(target, clean, overwrite)
+    picture, generator = read_image(clean), generator_for(clean.stem, seed)
+    noisy = NOISES[kind].draw(sigma, generator)(as_tensor(picture.pixels)[0], generator).image[None]
+    _write_all({target: encode_image(replace(picture, pixels=as_pixels(noisy, picture.pixels)), format)}, overwrite)
     return target
 
 
@@ -242,47 +260,62 @@ def rest_path(restored: Path) -> Path:
     return restored.with_name(f"{restored.name}.rest")
 
 
-def _restore_picture(
-    picture: Picture, target: Path, restorer: Restorer, settings: Settings
-) -> tuple[Picture, dict[Path, bytes]]:
-    """The restored picture, and what else is to be written."""
-    extras: dict[Path, bytes] = {}
-    if settings.keep_rest:
-        pixels, extras[rest_path(target)] = restorer.with_rest(picture.pixels, settings.sigma, settings.strength)
-    else:
-        pixels = restorer(picture.pixels, settings.sigma, settings.strength)
-    if settings.compare:
-        both = Picture(side_by_side({"input": picture.pixels, "restored": pixels}))
-        extras[compare_path(target)] = encode_image(both, "PNG")
-    return replace(picture, pixels=pixels), extras
-
-
 def compare_path(restored: Path) -> Path:
     """Where the side-by-side picture of a restored image lies."""
-    return restored.with_name(f"{restored.stem}.compare.png")
+    return restored.with_name(f"{restored.name}.compare.png")
 
 
-def _check_exists(path: Path) -> None:
-    if not path.exists():
-        raise OptionError(f"There is no file or folder {path}.")
+def file_format(path: Path) -> str:
+    """The format that a file's suffix stands for, a key of `FORMAT_SUFFIXES`; raises OptionError where it has none."""
+    if not is_image_path(path):
+        raise OptionError(f"{printable(path)} has no suffix of an image format: {', '.join(SUFFIXES)}.")
+    return SUFFIXES[path.suffix.lower()].lower()
 
 
-def _check_target(job: Job, settings: Settings) -> None:
-    if not is_image_path(job.target):
-        raise OptionError(f"{job.target} has no suffix of an image format: {', '.join(SUFFIXES)}.")
-    if settings.keep_rest and SUFFIXES[job.target.suffix.lower()] == "JPEG":
-        raise OptionError("A rest belongs to the exact pixels, which JPEG does not keep: write PNG or TIFF.")
-    if job.target.exists():
-        if job.target.samefile(job.source):
-            raise OptionError(f"{job.source} would be written over itself: inputs are never overwritten.")
-        if not settings.overwrite:
-            raise OptionError(f"{job.target} exists: give --overwrite to replace it.")
+def _check_output(path: Path, source: Path, overwrite: bool) -> None:
+    if path.exists():
+        if source.exists() and path.samefile(source):
+            raise OptionError(f"{printable(source)} would be written over itself: inputs are never overwritten.")
+        if not overwrite:
+            raise OptionError(f"{printable(path)} exists: give --overwrite to replace it.")
 
 
-def _images_in(folder: Path, recursive: bool, output: Path) -> list[Path]:
-    found = folder.rglob("*") if recursive else folder.iterdir()
-    inside = output.resolve()
-    return sorted(p for p in found if is_image_path(p) and p.is_file() and not p.resolve().is_relative_to(inside))
+def _encode_exactly(picture: Picture, format: str) -> bytes:
+    content = encode_image(picture, format)
+    if not np.array_equal(read_image(content).pixels, picture.pixels):
+        raise OptionError(f"{format} does not keep these pixels exactly, and the rest needs that: write PNG or TIFF.")
+    return content
+
+
+def _write_all(contents: dict[Path, bytes], overwrite: bool) -> None:
+    """Write files in order; where one cannot be written, those that are new go again."""
+    new = [path for path in contents if not path.exists()]
+    try:
+        for path, content in contents.items():
+            make_folder(path.parent)
+            write_bytes(path, content, overwrite=overwrite)
+    except BaseException:
+        for path in new:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _jobs(path: Path, output: Path | None, recursive: bool, format: str | None) -> list[Job]:
+    """The jobs of one input, a file or a folder; `output` is a folder."""
+    if not path.is_dir():
+        target = _target(path, output / path.name if output else path, format)
+        return [Job(path, target if output else target.with_name(f"{target.stem}.restored{target.suffix}"))]
+    resolved = path.resolve()
+    folder = output or resolved.parent / f"{resolved.name}.restored"
+    if folder.resolve() == resolved:
+        raise OptionError(f"{printable(path)} is the input: give another folder with --output.")
+    found = path.rglob("*") if recursive else path.iterdir()
+    sources = [
+        p for p in found if is_image_path(p) and p.is_file() and not p.resolve().is_relative_to(folder.resolve())
+    ]
+    if not sources:
+        raise OptionError(f"The folder {printable(path)} holds no images{'' if recursive else ' (try --recursive)'}.")
+    return [Job(source, _target(source, folder / source.relative_to(path), format)) for source in sorted(sources)]
 
 
 def _target(source: Path, place: Path, format: str | None) -> Path:
@@ -293,15 +326,19 @@ def _target(source: Path, place: Path, format: str | None) -> Path:
 
 def _apart(jobs: list[Job]) -> list[Job]:
     """Targets that meet (also on a file system that ignores case) get the whole name of their input."""
-    count = Counter(str(job.target).casefold() for job in jobs)
+    count = Counter(_place(job) for job in jobs)
     apart = [
-        replace(job, target=job.target.with_name(job.source.name + job.target.suffix))
-        if count[str(job.target).casefold()] > 1 and job.source.suffix != job.target.suffix
+        replace(job, target=job.target.with_name(job.source.name + job.target.name.removeprefix(job.source.stem)))
+        if count[_place(job)] > 1 and job.source.suffix != job.target.suffix
         else job
         for job in jobs
     ]
-    again = Counter(str(job.target).casefold() for job in apart)
+    count = Counter(_place(job) for job in apart)
     for job in apart:
-        if again[str(job.target).casefold()] > 1:
-            raise OptionError(f"Several inputs would be written to {job.target}: restore them into different folders.")
+        if count[_place(job)] > 1:
+            raise OptionError(f"Several inputs would be written to {printable(job.target)}: use different folders.")
     return apart
+
+
+def _place(job: Job) -> str:
+    return str(job.target).casefold()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from contextlib import AbstractContextManager
@@ -28,6 +29,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", "fp32", *DTYPES)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 REST_FORMAT = "irae-rest-1"
+REST_KEYS = {"weights", "sigma", "precision", "settings", "sha256"}
+REST_TENSORS = {"extra", "border", "rounding"}
 
 
 class OptionError(IraeError):
@@ -61,7 +64,8 @@ class Restorer:
         self.model = model if isinstance(model, IRAE) else load_model(model or task)
         if self.model.config.task != task:
             raise OptionError(f"These weights are for the task {self.model.config.task!r}, not {task!r}.")
-        self.model.to(self.device)
+        if next(self.model.parameters()).device.type != self.device.type:
+            self.model = copy.deepcopy(self.model).to(self.device)  # the caller's network, or the cached one, stays
 
     def __call__(self, pixels: Pixels, sigma: float | None = None, strength: float = 1.0) -> Pixels:
         """The restored pixels, dtype and shape as given.
@@ -99,7 +103,7 @@ class Restorer:
         header = {
             "format": REST_FORMAT,
             "weights": self.model.digest,
-            "sigma": json.dumps(sigma),
+            "sigma": json.dumps(None if sigma is None else float(sigma)),
             "precision": precision,
             "settings": rest.settings,
             "sha256": _pixels_digest(pixels),
@@ -151,7 +155,7 @@ def pick_device(device: str) -> torch.device:
     if device == "auto":
         device = next(name for name in ("cuda", "mps", "cpu") if available[name])
     if not available[device]:
-        raise OptionError(f"This machine has no device {device!r}: use --device auto.")
+        raise OptionError(f"This machine has no device '{device}': use --device auto.")
     return torch.device(device)
 
 
@@ -165,6 +169,8 @@ def pick_precision(precision: str, device: torch.device) -> str:
 
 def check_settings(sigma: float | None, strength: float = 1.0) -> None:
     """Raises OptionError for a noise level outside 0 to 255 or a strength outside 0 to 1."""
+    if sigma is not None and not isinstance(sigma, (int, float, np.integer, np.floating)):
+        raise OptionError("The noise level is one number, in 8-bit levels.")
     if sigma is not None and not 0 <= sigma <= 255:
         raise OptionError(f"The noise level {sigma:g} is not between 0 and 255 (8-bit levels).")
     if not 0 <= strength <= 1:
@@ -182,7 +188,7 @@ def _fast_bf16(device: torch.device) -> bool:
 
 def _choose(kind: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise OptionError(f"There is no {kind} {value!r}; choose one of {', '.join(choices)}.")
+        raise OptionError(f"There is no {kind} '{value}'; choose one of {', '.join(choices)}.")
 
 
 def as_tensor(pixels: Pixels) -> Tensor:
@@ -194,7 +200,7 @@ def as_tensor(pixels: Pixels) -> Tensor:
     if pixels.size == 0:
         raise OptionError("The image has no pixels.")
     if pixels.dtype not in (np.uint8, np.uint16, np.float32):
-        raise OptionError(f"An image is uint8, uint16 or float32, not {pixels.dtype}.")
+        raise OptionError(f"An image is uint8, uint16 or float32, not {pixels.dtype}: convert it with .astype.")
     values = pixels.astype(np.float32)
     if pixels.dtype != np.float32:
         values /= np.iinfo(pixels.dtype).max
@@ -230,8 +236,10 @@ def _read_rest(content: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-    except (SafetensorError, KeyError, ValueError) as error:
+        complete = header["format"] == REST_FORMAT and set(header) >= REST_KEYS and set(tensors) == REST_TENSORS
+        sigma = json.loads(header["sigma"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RecoverError("The rest is damaged or of another kind.") from error
-    if header.get("format") != REST_FORMAT:
-        raise RecoverError("The rest was written by another version of irae.")
+    if not complete or header["precision"] not in PRECISIONS or not isinstance(sigma, (float, int, type(None))):
+        raise RecoverError("The rest is damaged or was written by another version of irae.")
     return header, tensors

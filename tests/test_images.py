@@ -825,9 +825,10 @@ def test_nothing_is_left_of_an_interrupted_write(tmp_path, monkeypatch):
 def test_folders_that_cannot_be_written(overwrite, tmp_path):
     (tmp_path / "file").write_bytes(b"x")
     (tmp_path / "folder").mkdir()
-    for path in (tmp_path / "file" / "a.png", tmp_path / "missing" / "a.png"):
-        with pytest.raises(ImageError, match="its folder does not exist, create it first"):
-            write_bytes(path, b"x", overwrite=overwrite)
+    with pytest.raises(ImageError, match="a file is where a folder should be"):
+        write_bytes(tmp_path / "file" / "a.png", b"x", overwrite=overwrite)
+    with pytest.raises(ImageError, match="its folder does not exist, create it first"):
+        write_bytes(tmp_path / "missing" / "a.png", b"x", overwrite=overwrite)
     with pytest.raises(ImageError):
         write_bytes(tmp_path / "folder", b"x", overwrite=overwrite)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -106,14 +107,32 @@ def test_a_rest_of_another_image_or_model_is_refused(photo: Pixels, weights_file
             restorer.recover(image, rest)
     with pytest.raises(RecoverError, match="other weights"):
         Restorer(model=weights_file).recover(restored, rest)
-    with pytest.raises(RecoverError, match="damaged"):
-        restorer.recover(restored, rest[:1000])
+    for damaged in (
+        rest[:1000],
+        b"",
+        rest.replace(b'"precision"', b'"precisiom"'),
+        rest.replace(b'"sigma"', b'"sigmb"'),
+    ):
+        with pytest.raises(RecoverError, match="damaged"):
+            restorer.recover(restored, damaged)
+
+
+def test_the_callers_network_stays_where_it_is(photo: Pixels, weights_file: Path) -> None:
+    model = irae.load_model(weights_file)
+    irae.restore(photo, model=model)
+    assert next(model.parameters()).device.type == "cpu"
+    elsewhere = copy.deepcopy(model).to("meta")
+    with pytest.raises(NotImplementedError):  # a meta tensor has no data to copy; but it was a copy that was to move
+        Restorer(model=elsewhere, device="cpu")
+    assert next(elsewhere.parameters()).device.type == "meta"
 
 
 @pytest.mark.parametrize(
     ("options", "word"),
     [
         ({"sigma": -3}, "255"),
+        ({"sigma": "25"}, "one number"),
+        ({"sigma": np.full((4, 4), 25.0)}, "one number"),
         ({"sigma": float("nan")}, "255"),
         ({"task": "denose"}, "denoise"),
         ({"device": "gpu"}, "cuda"),

@@ -19,11 +19,25 @@ from irae.models.rectifier import RectifierBlock
 from irae.models.reversible import Chain, HalfStep, Invertible, match_size, required
 
 
-class PlainSubnet(nn.Module):
-    """3x3 convolutions with ReLU between them; the last one starts at zero, so that a block starts as the identity.
+class Subnet(nn.Module):
+    """What subnets share: the condition is added after the first convolution, by a 1x1 convolution of its own.
 
-    The condition enters the first convolution's output through a 1x1 convolution of its own, averaged to the
-    resolution of the stream.
+    It is averaged to the resolution of the stream.
+    """
+
+    first: nn.Conv2d
+    embed: nn.Conv2d | None
+
+    def enter(self, x: Tensor, cond: Tensor | None) -> Tensor:
+        """(N, channels, H, W) and the condition -> (N, hidden, H, W) after the first ReLU."""
+        x = self.first(x)
+        if self.embed is not None:
+            x = x.add_(self.embed(match_size(required(cond), x)))
+        return x.relu_()
+
+
+class PlainSubnet(Subnet):
+    """3x3 convolutions with ReLU between them; the last one starts at zero, so that a block starts as the identity.
 
     Args:
         channels, out: width of the stream read, and of the message.
@@ -42,16 +56,13 @@ class PlainSubnet(nn.Module):
         self.embed = nn.Conv2d(cond, hidden, 1, bias=False) if cond else None
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        x = self.first(x)
-        if self.embed is not None:
-            x = x.add_(self.embed(match_size(required(cond), x)))
-        x = x.relu_()
+        x = self.enter(x, cond)
         for convolution in self.middle:
             x = convolution(x).relu_()
         return self.last(x)
 
 
-class USubnet(nn.Module):
+class USubnet(Subnet):
     """A small U: the stream goes down 2x2, through `depth` convolutions, up again and is added to where it left.
 
     Twice the receptive field of a plain subnet for the same work. The subnet of a coupling need not be invertible.
@@ -71,10 +82,7 @@ class USubnet(nn.Module):
         self.embed = nn.Conv2d(cond, hidden, 1, bias=False) if cond else None
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        x = self.first(x)
-        if self.embed is not None:
-            x = x.add_(self.embed(match_size(required(cond), x)))
-        x = x.relu_()
+        x = self.enter(x, cond)
         height, width = x.shape[-2:]
         even = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate") if height % 2 or width % 2 else x
         low = self.down(even).relu_()

@@ -249,8 +249,9 @@ class IRAE(nn.Module):
         size = (x.shape[-2], x.shape[-1])
         padded = self._pad(x).clone()
         border = _border(padded, size)
-        extra = self.lift.split(self.lift(padded))[1]
-        if rest.extra.shape != extra.shape or rest.border.shape[-1] != int(border.sum()):
+        factor, channels = self.lift.squeeze.factor, 2 * self.config.channels[0] - self.lift.width
+        shape = (len(x), channels, padded.shape[-2] // factor, padded.shape[-1] // factor)
+        if rest.extra.shape != shape or rest.border.shape != (*x.shape[:2], int(border.sum())):
             raise RecoverError("The rest belongs to an image of another size or to another model.")
         padded[..., border] = rest.border
         with _reproducible():

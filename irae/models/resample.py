@@ -129,7 +129,8 @@ class OrthogonalMixing(Invertible):
 
     def matrix(self) -> Tensor:
         """The orthogonal matrix, (2 * channels, 2 * channels)."""
-        return cast(Tensor, self.layer.weight)
+        with torch.autocast(next(self.layer.parameters()).device.type, enabled=False):  # or it is not orthogonal
+            return cast(Tensor, self.layer.weight)
 
     def _mix(self, state: State, matrix: Tensor) -> State:
         both = torch.cat(state, dim=1)

@@ -138,17 +138,17 @@ class _MemoryFree(torch.autograd.Function):
             "enabled": torch.is_autocast_enabled(device),
             "dtype": torch.get_autocast_dtype(device),
         }
-        ctx.steps, ctx.params = steps, params
+        ctx.steps = steps
         state = (a, b)
         for step in steps:
             state = step(state, cond)
-        ctx.save_for_backward(*state, cond)
+        ctx.save_for_backward(*state, cond, *params)  # the parameters so that a change to them is noticed
         return state
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        a, b, cond = ctx.saved_tensors
+        a, b, cond, *params = ctx.saved_tensors
         state, grad_state = (a, b), tuple(grads)
         cond = _leaf(cond) if ctx.needs_input_grad[3] else cond
         shared = (cond,) if ctx.needs_input_grad[3] else ()
@@ -165,7 +165,7 @@ class _MemoryFree(torch.autograd.Function):
                     total[tensor] = total[tensor] + grad if tensor in total else grad
             state = (before[0].detach(), before[1].detach())
         grad_cond = total.get(shared[0]) if shared else None
-        return None, *grad_state, grad_cond, *(total.get(p) for p in ctx.params)
+        return None, *grad_state, grad_cond, *(total.get(p) for p in params)
 
 
 def match_size(cond: Tensor, x: Tensor) -> Tensor:

@@ -123,6 +123,8 @@ def load_training_images(recipe: Recipe, root: Path | None = None) -> tuple[list
     Raises:
         DatasetError: a set is not there, or an image cannot be read.
     """
+    if not image_paths(recipe.data.holdout, root):
+        raise DatasetError(f"The held-out set {recipe.data.holdout} has no images.")
     held_out = {path.resolve(): path for path in image_paths(recipe.data.holdout, root)}
     paths = [path for name in recipe.data.sets for path in image_paths(name, root)]
     training = [read_rgb(path) for path in paths if path.resolve() not in held_out]

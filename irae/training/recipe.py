@@ -60,8 +60,9 @@ class NoiseMix:
     files: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.shares or not set(self.shares) <= set(NOISES) or min(self.shares.values()) < 0:
-            raise ValueError(f"Noise shares are not negative, and of: {', '.join(NOISES)}.")
+        shares = self.shares.values()
+        if not set(self.shares) <= set(NOISES) or min(shares, default=0) < 0 or sum(shares) <= 0:
+            raise ValueError(f"Noise shares are not negative, not all 0, and of: {', '.join(NOISES)}.")
         if len(self.sigma) != 2 or not 0 <= self.sigma[0] <= self.sigma[1] <= 255:
             raise ValueError("The noise levels are two, the lower first, between 0 and 255.")
 
@@ -98,6 +99,10 @@ class Optimiser:
     clip: float = 1.0
     average: float = 0.999
 
+    def __post_init__(self) -> None:
+        if not (self.lr > 0 and self.warmup >= 1 and self.clip > 0 and 0 <= self.average < 1):
+            raise ValueError("The optimiser needs lr and clip above 0, warmup from 1, average from 0 to below 1.")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -121,6 +126,14 @@ class Recipe:
     seed: int = 0
     memory_free: bool = False
     digest: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name or Path(self.name).name != self.name:
+            raise ValueError(f"The name {self.name!r} cannot be that of a file.")
+        if not self.stages or self.seed < 0:
+            raise ValueError("A recipe has at least one stage, and its seed is not negative.")
+        if self.model.image_channels != 3:
+            raise ValueError("Networks are trained on RGB: image_channels is 3.")
 
     @property
     def steps(self) -> int:
@@ -164,6 +177,8 @@ def _build(kind: Any, value: Any) -> Any:
             raise ValueError(f"{getattr(kind, '__name__', kind)} has no {', '.join(sorted(unknown))}.")
         return kind(**{key: _build(types[key], item) for key, item in value.items()})  # type: ignore[operator]
     if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{value!r} should be a list.")
         return tuple(_build(get_args(kind)[0], item) for item in value)
     if kind is float and isinstance(value, int):
         return float(value)

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+import pickle
 import platform
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from irae.degrade import GaussianNoise, generator_for, noise_condition, to_8bit
-from irae.images import write_bytes
+from irae.images import make_folder, write_bytes
 from irae.models.irae import IRAE
 from irae.training.data import Batch, Image, PatchBatches, load_training_images
 from irae.training.muon import Muon
@@ -53,6 +54,10 @@ class Options:
     every: int = 1000
     workers: int = 1
 
+    def __post_init__(self) -> None:
+        if self.precision not in ("bf16", "fp32"):
+            raise RecipeError(f"Training runs in bf16 or fp32, not in {self.precision}.")
+
 
 def train(recipe: Recipe, folder: Path, root: Path | None = None, options: Options = Options()) -> dict[str, float]:
     """Run a recipe; checkpoint, log and weights lie in `folder`.
@@ -66,11 +71,13 @@ def train(recipe: Recipe, folder: Path, root: Path | None = None, options: Optio
     Returns:
         The metrics of the last evaluation: PSNR in dB on the held-out images by noise level.
     """
-    training, held_out = load_training_images(recipe, root)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     run = Run(recipe, folder, options)
     if options.resume:
         run.resume()
+    elif run.checkpoint.exists():
+        raise RecipeError(f"{folder} holds a run: give --resume to go on with it, or another --output.")
+    training, held_out = load_training_images(recipe, root)
     batches = PatchBatches(recipe, training)
     deadline = time.monotonic() + 60 * options.max_minutes
     metrics: dict[str, float] = {}
@@ -96,6 +103,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, folder: Path, options: Options) -> None:
         self.recipe, self.folder, self.options = recipe, folder, options
+        self.checkpoint = folder / "checkpoint.pt"
         self.device = torch.device(options.device)
         torch.manual_seed(recipe.seed)
         self.model = IRAE(recipe.model, memory_free=recipe.memory_free)
@@ -141,11 +149,15 @@ class Run:
         self.seconds += time.monotonic() - start
 
     def save(self, metrics: dict[str, float]) -> None:
-        """Write log, weights and checkpoint, each atomically; the checkpoint last."""
-        mean_loss = float(torch.stack(self.losses).mean())
-        self.losses.clear()
-        self.log.append({"step": self.step, "seconds": round(self.seconds, 1), "loss": mean_loss, **metrics})
-        _write_csv(self.folder / "log.csv", self.log)
+        """Write log, weights and checkpoint, each atomically; the checkpoint last.
+
+        The log has a row for every `every` steps and the last one, wherever the run was broken off.
+        """
+        if self.step % self.options.every == 0 or self.step == self.recipe.steps:
+            mean_loss = float(torch.stack(self.losses).mean()) if self.losses else math.nan
+            self.losses.clear()
+            self.log.append({"step": self.step, "seconds": round(self.seconds, 1), "loss": mean_loss, **metrics})
+            _write_csv(self.folder / "log.csv", self.log)
         save_weights(
             self.folder / f"{self.recipe.name}.safetensors",
             self.recipe.model,
@@ -163,21 +175,25 @@ class Run:
         )
         buffer = io.BytesIO()
         torch.save(self._state(), buffer)
-        write_bytes(self.folder / "checkpoint.pt", buffer.getvalue(), overwrite=True)
+        write_bytes(self.checkpoint, buffer.getvalue(), overwrite=True)
 
     def resume(self) -> None:
         """Go on from the checkpoint, where there is one.
 
         Raises:
-            RecipeError: the checkpoint is of another version of the recipe.
+            RecipeError: the checkpoint is damaged, or of another version of the recipe.
         """
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
+        if not self.checkpoint.exists():
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["recipe"] != self.recipe.digest:
-            raise RecipeError(f"{path} belongs to another version of the recipe: start without --resume.")
+        try:
+            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            digest = state["recipe"]
+        except (OSError, EOFError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+            raise RecipeError(f"{self.checkpoint} is damaged: remove it and start again.") from error
+        if digest != self.recipe.digest:
+            raise RecipeError(f"{self.checkpoint} belongs to another version of the recipe: give another --output.")
         self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
+        self.losses = list(state["losses"])
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimiser, values in zip(self.optimisers, state["optimisers"], strict=True):
@@ -189,6 +205,7 @@ class Run:
             "step": self.step,
             "seconds": self.seconds,
             "log": self.log,
+            "losses": self.losses,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],

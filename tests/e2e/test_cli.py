@@ -16,6 +16,8 @@ from PIL import Image
 
 from irae import cli
 from irae.images import Picture, read_image, write_image
+from irae.pipeline import FORMAT_SUFFIXES
+from irae.restorer import DEVICES, PRECISIONS, TASKS
 
 Run = Callable[..., "Result"]
 
@@ -75,7 +77,7 @@ def test_what_exists_is_not_replaced_unless_asked(irae: Run, noisy: Path) -> Non
     assert again.code == 1 and "--overwrite" in again.err
     assert irae(noisy, "--overwrite").code == 0
     over_itself = irae(noisy, "-o", noisy, "--overwrite")
-    assert over_itself.code == 1 and "never overwritten" in over_itself.err
+    assert over_itself.code == 2 and "never overwritten" in over_itself.err
 
 
 def test_a_folder_is_mirrored_and_a_bad_file_stops_nothing(irae: Run, tmp_path: Path, photo: NDArray[Any]) -> None:
@@ -143,7 +145,7 @@ def test_json_tells_of_every_file(irae: Run, noisy: Path, tmp_path: Path) -> Non
 
 def test_compare_shows_both(irae: Run, noisy: Path, tmp_path: Path) -> None:
     assert irae(noisy, "--compare").code == 0
-    both, one = read_image(tmp_path / "noisy.restored.compare.png").pixels, read_image(noisy).pixels
+    both, one = read_image(tmp_path / "noisy.restored.png.compare.png").pixels, read_image(noisy).pixels
     assert both.shape[1] > 2 * one.shape[1] and both.shape[0] > one.shape[0]
 
 
@@ -157,6 +159,55 @@ def test_keep_rest_and_recover(run: Run, tmp_path: Path, photo: NDArray[Any], su
     assert run("recover", tmp_path / f"photo.restored{suffix}").code == 0
     assert np.array_equal(read_image(tmp_path / f"photo.recovered{suffix}").pixels, pixels)
     assert not np.array_equal(read_image(tmp_path / f"photo.restored{suffix}").pixels, pixels)
+
+
+def test_no_input_is_ever_replaced(irae: Run, run: Run, noisy: Path) -> None:
+    before = noisy.read_bytes()
+    assert irae(noisy, "--keep-rest").code == 0
+    restored = noisy.with_name("noisy.restored.png")
+    assert irae(noisy, restored, "--overwrite").code == 2
+    for command in (
+        ("degrade", noisy, "--noise", "25", "-o", noisy),
+        ("recover", restored, "-o", restored),
+        ("restore", noisy, "-o", noisy),
+    ):
+        result = run(*command, "--overwrite")
+        assert result.code in (1, 2) and "never overwritten" in result.err
+    assert noisy.read_bytes() == before
+
+
+def test_a_failed_restore_leaves_nothing_behind(irae: Run, noisy: Path, tmp_path: Path) -> None:
+    (tmp_path / "noisy.restored.png.compare.png").touch()
+    assert irae(noisy, "--compare", "--keep-rest").code == 1
+    assert names(tmp_path) == {"noisy.png", "noisy.restored.png.compare.png"}
+
+
+def test_inputs_of_one_stem_keep_apart(irae: Run, tmp_path: Path, photo: NDArray[Any]) -> None:
+    for name in ("a.png", "a.jpg", "a.tif"):
+        write_image(tmp_path / name, Picture(photo))
+    assert irae(tmp_path / "a.png", tmp_path / "a.jpg", tmp_path / "a.tif", "--compare").code == 0
+    made = {"a.restored.png", "a.jpg.restored.png", "a.restored.tif"}
+    assert names(tmp_path) == {"a.png", "a.jpg", "a.tif", *made, *(f"{name}.compare.png" for name in made)}
+
+
+@pytest.mark.parametrize("output", ["x.tif", "x.png"])
+def test_standard_input_to_a_file_takes_the_format_of_its_suffix(noisy: Path, weights_file: Path, output: str) -> None:
+    command = [sys.executable, "-m", "irae.cli", "restore", "-", "-o", output, "--model", str(weights_file)]
+    subprocess.run(command, input=noisy.read_bytes(), check=True, cwd=noisy.parent)
+    assert read_image(noisy.parent / output).format == {"x.tif": "TIFF", "x.png": "PNG"}[output]
+
+
+def test_a_rest_is_only_kept_beside_the_exact_pixels(run: Run, tmp_path: Path, photo: NDArray[Any]) -> None:
+    write_image(tmp_path / "grey.png", Picture(photo[..., 0]))
+    for format in ("jpeg", "webp"):  # WebP turns grey into colour
+        result = run("restore", tmp_path / "grey.png", "--keep-rest", "--format", format)
+        assert result.code == 1 and "exactly" in result.err
+    assert names(tmp_path) == {"grey.png"}
+
+
+def test_choices_are_those_of_the_library() -> None:
+    assert tuple(cli.Task) == TASKS and tuple(cli.Device) == DEVICES and tuple(cli.Precision) == PRECISIONS
+    assert tuple(cli.Format) == tuple(FORMAT_SUFFIXES)
 
 
 def test_recover_without_a_rest_says_so(run: Run, noisy: Path) -> None:
@@ -179,7 +230,12 @@ def test_degrade_depends_on_name_and_seed(run: Run, noisy: Path, tmp_path: Path)
 def test_demo_restores_and_draws(run: Run, tmp_path: Path) -> None:
     result = run("demo", "-o", tmp_path / "demo")
     assert result.code == 0
-    assert names(tmp_path / "demo") == {"clean.png", "noisy.png", "noisy.restored.png", "compare.png"}
+    assert names(tmp_path / "demo") == {
+        "coffee.png",
+        "coffee.noisy.png",
+        "coffee.noisy.restored.png",
+        "coffee.compare.png",
+    }
     figures = [float(word) for word in result.out.split() if word.replace(".", "").isdigit() and len(word) == 5]
     noisy_psnr, restored_psnr = figures
     assert restored_psnr > noisy_psnr + 8
@@ -203,6 +259,11 @@ BAD = {
     "output below a file": ["good.png", "-o", "text.png/x.png"],
     "output folder below a file": ["good.png", "-o", "text.png/x"],
     "unknown output format": ["good.png", "-o", "x.gif"],
+    "output and format disagree": ["good.png", "-o", "x.png", "--format", "tiff"],
+    "one output file for two inputs": ["good.png", "text.png", "-o", "x.png"],
+    "output folder is the input folder": [".", "-o", "."],
+    "a very long name": ["x" * 300 + ".png"],
+    "the root folder": ["/"],
     "unknown format": ["good.png", "--format", "gif"],
     "negative sigma": ["good.png", "--sigma", "-3"],
     "sigma that is no number": ["good.png", "--sigma", "much"],
