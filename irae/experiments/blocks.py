@@ -191,7 +191,7 @@ def update(
 @lru_cache(maxsize=1)
 def images(root: Path | None) -> tuple[list[Image], dict[str, Image]]:
     """The training and the held-out images, read once in each process."""
-    return load_training_images(Recipe("blocks", IRAEConfig(), DATA, ()), root)
+    return load_training_images(DATA, root)
 
 
 class PlainTwin(nn.Module):

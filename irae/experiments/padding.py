@@ -21,10 +21,9 @@ from torch.nn import functional as F
 
 from irae.experiments.common import Context, Experiment, Result, Row, log_axis, panels
 from irae.experiments.fixed_point import ALGORITHMS
-from irae.models.irae import IRAEConfig
 from irae.models.rectifier import RectifierUnit, is_invertible
 from irae.training.data import Image, load_training_images
-from irae.training.recipe import Data, Recipe
+from irae.training.recipe import Data
 
 KERNEL = 3
 
@@ -93,7 +92,7 @@ UNITS: dict[str, Callable[[int, int, int], RectifierUnit]] = {
 
 def run(setup: Setup, context: Context) -> Result:
     """A row for each unit and size: its denoising, the condition of its inverse, and the share that comes back."""
-    training, held_out = load_training_images(Recipe("padding", IRAEConfig(), Data(("bsd400",)), ()), context.root)
+    training, held_out = load_training_images(Data(("bsd400",)), context.root)
     units, rows = dict[str, RectifierUnit](), list[Row]()
     for name in context.track(UNITS, len(UNITS), "padding: training"):
         units[name] = train(UNITS[name], training, setup, context.seed).double()

@@ -117,16 +117,16 @@ def damage(
     return as_rgb(noisy), as_rgb(clean), cond.expand(-1, *clean.shape[-2:])
 
 
-def load_training_images(recipe: Recipe, root: Path | None = None) -> tuple[list[Image], dict[str, Image]]:
+def load_training_images(data: Data, root: Path | None = None) -> tuple[list[Image], dict[str, Image]]:
     """The training images, and the held-out ones by name; (H, W, 3) RGB, uint8.
 
     Raises:
         DatasetError: a set is not there, or an image cannot be read.
     """
-    if not image_paths(recipe.data.holdout, root):
-        raise DatasetError(f"The held-out set {recipe.data.holdout} has no images.")
-    held_out = {path.resolve(): path for path in image_paths(recipe.data.holdout, root)}
-    paths = [path for name in recipe.data.sets for path in image_paths(name, root)]
+    if not image_paths(data.holdout, root):
+        raise DatasetError(f"The held-out set {data.holdout} has no images.")
+    held_out = {path.resolve(): path for path in image_paths(data.holdout, root)}
+    paths = [path for name in data.sets for path in image_paths(name, root)]
     training = [read_rgb(path) for path in paths if path.resolve() not in held_out]
     return training, {path.stem: read_rgb(path) for path in held_out.values()}
 

@@ -77,7 +77,7 @@ def train(recipe: Recipe, folder: Path, root: Path | None = None, options: Optio
         run.resume()
     elif run.checkpoint.exists():
         raise RecipeError(f"{folder} holds a run: give --resume to go on with it, or another --output.")
-    training, held_out = load_training_images(recipe, root)
+    training, held_out = load_training_images(recipe.data, root)
     batches = PatchBatches(recipe, training)
     deadline = time.monotonic() + 60 * options.max_minutes
     metrics: dict[str, float] = {}

@@ -74,7 +74,7 @@ def test_training_improves_on_the_noisy_image(folder: Path) -> None:
 
 def test_a_batch_depends_on_the_step_alone(folder: Path) -> None:
     made = recipe(folder)
-    images, held_out = load_training_images(made)
+    images, held_out = load_training_images(made.data)
     assert len(images) == 3 and list(held_out) == ["held"]
     first, again = PatchBatches(made, images), PatchBatches(made, images)
     first[0]
