@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,12 +70,16 @@ class NoiseMix:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the run: `steps` steps of `batch` patches of `patch` x `patch` pixels, with loss "l1" or "mse"."""
+    """A part of the run: `steps` steps of `batch` patches of `patch` x `patch` pixels, with loss "l1" or "mse".
+
+    `restart`, where it is not 0, is the peak learning rate of a new cosine cycle that begins with this stage.
+    """
 
     steps: int
     batch: int
     patch: int
     loss: str = "l1"
+    restart: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.patch) < 1:
@@ -85,11 +90,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """Muon on the convolution weights, AdamW on the rest, one cosine cycle over all stages.
+    """Muon on the convolution weights, AdamW on the rest, one cosine cycle over all stages up to a restart.
 
     Attributes:
         lr: peak learning rate.
-        warmup: steps of linear rise.
+        warmup: steps of linear rise at the beginning of a cycle.
         clip: largest gradient norm.
         average: decay of the weight averaging.
     """
@@ -147,6 +152,18 @@ class Recipe:
                 return stage
             step -= stage.steps
         return self.stages[-1]
+
+    def learning_rate(self, step: int) -> float:
+        """Of a step (from 0): linear warm-up times one cosine from the peak to 0 over the steps of its cycle."""
+        peak, start, end = self.optimiser.lr, 0, 0
+        for stage in self.stages:
+            if stage.restart and end <= step:
+                peak, start = stage.restart, end
+            elif stage.restart:
+                break
+            end += stage.steps
+        warm = min(1.0, (step - start + 1) / self.optimiser.warmup)
+        return peak * warm * 0.5 * (1 + math.cos(math.pi * (step - start) / (end - start)))
 
 
 def load_recipe(path: Path) -> Recipe:

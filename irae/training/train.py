@@ -130,10 +130,9 @@ class Run:
     def update(self, batch: Batch) -> None:
         """One step."""
         start = time.monotonic()
-        scale = learning_rate_scale(self.step, self.recipe.steps, self.recipe.optimiser.warmup)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = scale * self.recipe.optimiser.lr
+                group["lr"] = self.recipe.learning_rate(self.step)
             optimiser.zero_grad(set_to_none=True)
         batch = batch.to(self.device)
         with autocast(self.device, self.options.precision):
@@ -221,11 +220,6 @@ def make_optimisers(model: nn.Module, settings: Optimiser) -> list[torch.optim.O
         Muon(matrices, lr=settings.lr),
         torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-
-
-def learning_rate_scale(step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up times one cosine from 1 to 0 over all steps."""
-    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from irae.models.irae import IRAE
 from irae.training.data import PatchBatches, damage, load_training_images
 from irae.training.muon import Muon, orthogonalise
 from irae.training.recipe import Data, NoiseMix, Optimiser, Recipe, RecipeError, Stage, load_recipe
-from irae.training.train import Options, learning_rate_scale, make_optimisers, train
+from irae.training.train import Options, make_optimisers, train
 from irae.weights import load_model
 from tests.conftest import SMALL
 
@@ -97,9 +97,12 @@ def test_shares_of_files_and_hidden_levels() -> None:
 
 
 def test_learning_rate_rises_then_falls_to_nothing() -> None:
-    scales = [learning_rate_scale(step, 1000, 100) for step in range(1000)]
-    assert scales[0] < 0.02 and max(scales) > 0.97 and scales[-1] < 1e-4
-    assert np.argmax(scales) == 99
+    stages = (Stage(600, 1, 8), Stage(400, 1, 8, "mse"), Stage(500, 1, 8, restart=0.5), Stage(500, 1, 8))
+    made = Recipe("x", SMALL, Data(()), stages, optimiser=Optimiser(lr=1.0, warmup=100))
+    rates = [made.learning_rate(step) for step in range(2000)]
+    assert rates[0] < 0.02 and max(rates) > 0.97 and rates[999] < 1e-4 and np.argmax(rates) == 99
+    second = rates[1000:]  # the second cycle is the first one at half the peak
+    assert second == pytest.approx([rate / 2 for rate in rates[:1000]])
 
 
 def test_orthogonalise_brings_singular_values_near_one() -> None:
