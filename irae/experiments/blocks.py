@@ -27,8 +27,8 @@ from irae.models.blocks import BLOCKS, USubnet
 from irae.models.irae import IRAE, IRAEConfig
 from irae.models.resample import Unshuffle
 from irae.training.data import Image, PatchBatches, load_training_images
-from irae.training.recipe import Data, NoiseMix, Optimiser, Recipe, Stage
-from irae.training.train import LOSSES, evaluate, learning_rate_scale, make_optimisers
+from irae.training.recipe import LOSSES, Data, NoiseMix, Optimiser, Recipe, Stage, learning_rate_scale
+from irae.training.train import evaluate, make_optimisers
 
 PLAIN = "plain twin"
 SIGMA = 25

@@ -22,7 +22,7 @@ from irae.datasets import DatasetError, data_root
 from irae.experiments.common import Context, Experiment, Result, Row
 from irae.experiments.fixed_point import ALGORITHMS
 from irae.models.rectifier import RectifierUnit
-from irae.training.train import learning_rate_scale
+from irae.training.recipe import learning_rate_scale
 
 CLASSES = 10
 PICTURED = ("absolute_value", "picard")

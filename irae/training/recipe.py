@@ -154,7 +154,7 @@ class Recipe:
         return self.stages[-1]
 
     def learning_rate(self, step: int) -> float:
-        """Of a step (from 0): linear warm-up times one cosine from the peak to 0 over the steps of its cycle."""
+        """Of a step (from 0), in the cycle that it belongs to."""
         peak, start, end = self.optimiser.lr, 0, 0
         for stage in self.stages:
             if stage.restart and end <= step:
@@ -162,8 +162,12 @@ class Recipe:
             elif stage.restart:
                 break
             end += stage.steps
-        warm = min(1.0, (step - start + 1) / self.optimiser.warmup)
-        return peak * warm * 0.5 * (1 + math.cos(math.pi * (step - start) / (end - start)))
+        return peak * learning_rate_scale(step - start, end - start, self.optimiser.warmup)
+
+
+def learning_rate_scale(step: int, steps: int, warmup: int) -> float:
+    """Linear warm-up times one cosine from 1 to 0 over all steps."""
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def load_recipe(path: Path) -> Recipe:
