@@ -136,9 +136,10 @@ def restore(
     Exit code 0: all done, 1: some files failed, 2: nothing could start.
     """
     from irae.pipeline import Settings, plan, restore_bytes
-    from irae.restorer import OptionError, Restorer, check_settings
+    from irae.restorer import OptionError, Restorer, check_settings, keep_freed_memory
 
     check_settings(sigma, strength)
+    keep_freed_memory()
     settings = Settings(sigma, strength, keep_rest, compare, overwrite)
     if Path("-") in (*inputs, output):
         if len(inputs) != 1 or inputs[0].is_dir() or keep_rest or compare or as_json:
