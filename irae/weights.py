@@ -105,7 +105,7 @@ def weights_info(name_or_path: str | Path) -> WeightsInfo:
 def load_model(name_or_path: str | Path = "denoise") -> IRAE:
     """The network of installed weights by name, or of a weights file: float32, channels_last, evaluation mode.
 
-    Cached; `config`, `card` and `digest` tell of it.
+    Cached, so that all callers share it: copy it before you change it. `config`, `card` and `digest` tell of it.
 
     Raises:
         WeightsError: no such weights, a damaged file, or one that is not of this project.

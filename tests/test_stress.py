@@ -61,11 +61,11 @@ def test_a_training_run_killed_at_random_moments_ends_as_an_undisturbed_one(tmp_
     recipe.write_text(
         'name = "tiny"\n[model]\nchannels = [12]\nblock_options = { hidden = 8 }\n'
         f'[data]\nsets = ["{tmp_path}/images"]\nholdout = "{tmp_path}/holdout"\n'
-        "[[stages]]\nsteps = 400\nbatch = 2\npatch = 32\n"
+        "[[stages]]\nsteps = 4000\nbatch = 2\npatch = 32\n"
     )
 
     def command(folder: str) -> list[str]:
-        options = ["--every", "10", "--precision", "fp32", "--resume", "-o", str(tmp_path / folder)]
+        options = ["--every", "100", "--precision", "fp32", "--resume", "-o", str(tmp_path / folder)]
         return [sys.executable, "-m", "irae.cli", "train", str(recipe), *options]
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
