@@ -288,12 +288,14 @@ def _encode_exactly(picture: Picture, format: str) -> bytes:
 
 
 def _write_all(contents: dict[Path, bytes], overwrite: bool) -> None:
-    """Write files in order; where one cannot be written, those that are new go again."""
-    new = [path for path in contents if not path.exists()]
+    """Write files in order; where one cannot be written, those that were new and written before it go again."""
+    new: list[Path] = []
     try:
         for path, content in contents.items():
+            existed = path.exists()
             make_folder(path.parent)
             write_bytes(path, content, overwrite=overwrite)
+            new += [] if existed else [path]
     except BaseException:
         for path in new:
             path.unlink(missing_ok=True)
