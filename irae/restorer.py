@@ -172,7 +172,7 @@ def keep_freed_memory() -> None:
     """Let this process keep the memory of freed tensors, on Linux with glibc; elsewhere nothing happens.
 
     By default glibc gives large blocks back to the system, and every new tensor pays for its pages again: restoring a
-    1-megapixel image on a CPU took twice as long. For programs that restore and end, such as the command.
+    1-megapixel image on two cores took 1.7 times as long. For programs that restore and end, such as the command.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
