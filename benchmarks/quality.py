@@ -22,7 +22,7 @@ from irae.datasets import image_paths
 from irae.degrade import GaussianNoise, generator_for, to_8bit
 from irae.images import read_image
 from irae.metrics import psnr, ssim
-from irae.restorer import Restorer, as_pixels, as_tensor
+from irae.restorer import Hints, Restorer, as_pixels, as_tensor
 
 
 def measure(restorer: Restorer, paths: list[Path], sigma: float, known: bool, file: bool) -> tuple[float, float]:
@@ -32,7 +32,7 @@ def measure(restorer: Restorer, paths: list[Path], sigma: float, known: bool, fi
         clean = read_image(path).pixels
         noisy = GaussianNoise(sigma)(as_tensor(clean)[0], generator_for(path.stem)).image
         pixels = as_pixels((to_8bit(noisy) if file else noisy)[None], np.empty_like(clean, np.float32))
-        restored = restorer(pixels, sigma if known else None)
+        restored = restorer(pixels, Hints(sigma if known else None))
         result = np.rint(restored.clip(0, 1) * 255).astype(np.uint8)
         scores.append((psnr(result, clean), ssim(result, clean)))
     mean = np.mean(scores, axis=0)

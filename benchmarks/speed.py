@@ -21,7 +21,7 @@ from rich.table import Table
 from skimage.data import coffee
 
 from irae.images import Picture, write_image
-from irae.restorer import Restorer
+from irae.restorer import Hints, Restorer
 
 
 def best_of(repeat: int, function: Callable[[], object]) -> float:
@@ -52,7 +52,7 @@ def main(
         table.add_row("irae restore, whole command", f"{seconds:.2f}", f"{photo.size / 3e6 / seconds:.2f}")
     for precision in ("bf16", "fp32"):
         restorer = Restorer(model=model, precision=precision)
-        seconds = best_of(repeat + 1, lambda restorer=restorer: restorer(photo, 25.0))
+        seconds = best_of(repeat + 1, lambda restorer=restorer: restorer(photo, Hints(25.0)))
         table.add_row(f"array to array, {precision}", f"{seconds:.2f}", f"{photo.size / 3e6 / seconds:.2f}")
     console = Console(width=100)
     console.print(table)

@@ -7,7 +7,7 @@ import math
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,7 +16,8 @@ from irae import __version__
 from irae.errors import IraeError, printable
 
 if TYPE_CHECKING:
-    from irae.pipeline import Done, Job
+    from irae.engine import Engine
+    from irae.pipeline import Done, Job, Settings
 
 app = typer.Typer(
     name="irae",
@@ -33,7 +34,10 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 class Task(StrEnum):
     """What can be restored."""
 
+    auto = "auto"
     denoise = "denoise"
+    jpeg = "jpeg"
+    inpaint = "inpaint"
 
 
 class Device(StrEnum):
@@ -104,10 +108,34 @@ def restore(
             "-o", "--output", help="File or folder to write; - for standard output.  [default: beside the input]"
         ),
     ] = None,
-    task: Annotated[Task, typer.Option("--task", help="What to restore.")] = Task.denoise,
+    task: Annotated[
+        Task, typer.Option("--task", help="What to restore; auto finds out what each file needs.")
+    ] = Task.auto,
     sigma: Annotated[
         float | None,
         typer.Option("--sigma", help="Noise level in 8-bit levels, 0 to 255.  [default: found by the network]"),
+    ] = None,
+    jpeg_quality: Annotated[
+        int | None,
+        typer.Option("--jpeg-quality", help="Of the JPEG that a PNG once was, 1 to 100.  [default: found]"),
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            "--mask",
+            help="Fill what is missing: a mask file (white = missing), a folder of masks named as the inputs, or "
+            "'alpha' (transparent = missing).",
+        ),
+    ] = None,
+    mask_color: Annotated[
+        str | None, typer.Option("--mask-color", help="Fill what has this colour, such as '#ff00ff'.")
+    ] = None,
+    consistent: Annotated[
+        bool | None,
+        typer.Option(
+            "--consistent/--no-consistent",
+            help="Keep to the images that the JPEG file could have come from.  [default: yes, for JPEG files]",
+        ),
     ] = None,
     strength: Annotated[
         float,
@@ -129,32 +157,45 @@ def restore(
         typer.Option("--keep-rest", help="Also write what is left, 128 bytes a pixel, for `irae recover`."),
     ] = False,
     overwrite: OverwriteOption = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what was found in each file and decided.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a file on standard output.")] = False,
 ) -> None:
-    """Restore images: NOISY.png gives NOISY.restored.png beside it, FOLDER gives FOLDER.restored/.
+    """Restore images: PHOTO.png gives PHOTO.restored.png beside it, FOLDER gives FOLDER.restored/.
+
+    Noise, JPEG compression and, with a mask, holes. Without options each file gets what it needs, and one that needs
+    nothing stays as it is.
 
     Exit code 0: all done, 1: some files failed, 2: nothing could start.
     """
+    from irae.engine import ALPHA, Engine, Wishes, parse_colour
     from irae.pipeline import Settings, plan, restore_bytes
-    from irae.restorer import OptionError, Restorer, check_settings, keep_freed_memory
+    from irae.restorer import OptionError, keep_freed_memory
 
-    check_settings(sigma, strength)
+    if mask is not None and mask_color is not None:
+        raise OptionError("Give --mask or --mask-color, not both.")
+    if mask_color is not None:
+        parse_colour(mask_color)
+    missing = mask_color if mask_color is not None else mask if mask in (None, ALPHA) else Path(mask)
+    wishes = Wishes(task, sigma, jpeg_quality, missing, consistent, strength)
     keep_freed_memory()
-    settings = Settings(sigma, strength, keep_rest, compare, overwrite)
+    settings = Settings(wishes, keep_rest, compare, overwrite)
     if Path("-") in (*inputs, output):
         if len(inputs) != 1 or inputs[0].is_dir() or keep_rest or compare or as_json:
             raise OptionError("Standard input and output take one image and nothing beside it.")
         format = _stream_format(output, format)
         data = sys.stdin.buffer.read() if inputs[0] == Path("-") else inputs[0].read_bytes()
-        _write_out(restore_bytes(data, Restorer(task, model, device, precision), settings, format), output, overwrite)
+        content, done = restore_bytes(data, Engine(model, device, precision), settings, format)
+        if explain:
+            err.print("\n".join(done.found), markup=False)
+        _write_out(content, output, overwrite)
         return
     jobs = plan(inputs, output, recursive, format)
-    failed = _restore_all(jobs, Restorer(task, model, device, precision), settings, as_json)
+    failed = _restore_all(jobs, Engine(model, device, precision), settings, as_json, explain)
     if failed:
         raise typer.Exit(1)
 
 
-def _restore_all(jobs: list[Job], restorer: Any, settings: Any, as_json: bool) -> int:
+def _restore_all(jobs: list[Job], engine: Engine, settings: Settings, as_json: bool, explain: bool) -> int:
     """Restore file after file; a bad one is reported and does not stop the others. The number of failures."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -165,30 +206,34 @@ def _restore_all(jobs: list[Job], restorer: Any, settings: Any, as_json: bool) -
     with Progress(*columns, console=err, transient=True, disable=len(jobs) == 1 or not err.is_terminal) as bar:
         for job in bar.track(jobs):
             try:
-                done = restore_file(job, restorer, settings)
+                done = restore_file(job, engine, settings)
             except (IraeError, OSError, MemoryError, RuntimeError) as error:
                 failed += 1
                 _report_failure(job, error, as_json)
             else:
-                _report(done, as_json)
+                _report(done, as_json, explain)
     if len(jobs) > 1:
         err.print(f"{len(jobs) - failed} of {len(jobs)} images restored{f', {failed} failed' if failed else ''}.")
     return failed
 
 
-def _report(done: Done, as_json: bool) -> None:
+def _report(done: Done, as_json: bool, explain: bool) -> None:
     if as_json:
         facts = {
             "input": str(done.job.source),
             "output": str(done.job.target),
             "written": [str(path) for path in done.written],
             "status": "restored",
+            "tasks": list(done.tasks),
+            "found": list(done.found),
             "seconds": round(done.seconds, 3),
             "megapixels": round(done.megapixels, 3),
         }
         print(json.dumps(facts), flush=True)
         return
     out.print(f"{printable(done.job.source)} -> {printable(done.job.target)}  ({done.seconds:.1f} s)", markup=False)
+    for sentence in done.found if explain else ():
+        out.print(f"  {sentence}", markup=False)
     for path in done.written[1:]:
         out.print(f"  and {printable(path)}", markup=False)
 
@@ -267,19 +312,30 @@ def recover(
 @app.command()
 def degrade(
     clean: Annotated[Path, typer.Argument(help="A clean image.")],
-    noise: Annotated[float, typer.Option("--noise", help="Noise level in 8-bit levels, 0 to 255.")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="File to write.  [default: NAME.noisy.png]")
+    noise: Annotated[float | None, typer.Option("--noise", help="Noise level in 8-bit levels, 0 to 255.")] = None,
+    jpeg: Annotated[int | None, typer.Option("--jpeg", help="Compress to a JPEG of this quality, 1 to 100.")] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option("--mask", help="Make holes: random50, random80, text, scratches, strokes, rectangles or centre."),
     ] = None,
-    kind: Annotated[str, typer.Option("--kind", help="gaussian, varying or poisson.")] = "gaussian",
-    seed: Annotated[int, typer.Option("--seed", help="Another seed, other noise.")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="File to write.  [default: NAME.noisy.png, NAME.q30.jpg, NAME.holes.png]"),
+    ] = None,
+    kind: Annotated[str, typer.Option("--kind", help="Of the noise: gaussian, varying or poisson.")] = "gaussian",
+    subsampling: Annotated[str, typer.Option("--subsampling", help="Of the JPEG's chroma.")] = "4:2:0",
+    seed: Annotated[int, typer.Option("--seed", help="Another seed, other noise and holes.")] = 0,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Damage a clean image, to try things out: the noise depends on the file's name and the seed only."""
-    from irae.pipeline import degrade_file
+    """Damage a clean image, to try things out: noise, then holes or JPEG compression.
 
-    target = degrade_file(clean, output, noise, kind, seed, overwrite)
-    out.print(f"{printable(clean)} -> {printable(target)}", markup=False)
+    What is random depends on the file's name and the seed only. Holes become black, and the mask is written beside.
+    """
+    from irae.pipeline import Damage, degrade_file
+
+    damage = Damage(noise, kind, mask, jpeg, subsampling, seed)
+    for target in degrade_file(clean, output, damage, overwrite):
+        out.print(f"{printable(clean)} -> {printable(target)}", markup=False)
 
 
 @app.command()
@@ -318,6 +374,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
     every: Annotated[int, typer.Option("--every", min=1, help="Steps between evaluations.")] = 1000,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that make batches.")] = 1,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Fuse the network by torch.compile: quicker steps, a slower start.")
+    ] = False,
 ) -> None:
     """Train a network from a recipe; weights, checkpoint and a CSV log lie in the output folder."""
     from irae.restorer import pick_device, pick_precision
@@ -328,7 +387,7 @@ def train(
     loaded = load_recipe(recipe)
     folder = output or Path("runs") / loaded.name
     place = pick_device(device)
-    options = Options(place.type, pick_precision(precision, place), max_minutes, resume, every, workers)
+    options = Options(place.type, pick_precision(precision, place), max_minutes, resume, every, workers, compile)
     metrics = run(loaded, folder, data_root, options)
     for name, value in metrics.items():
         out.print(f"{name}: {value:.3f} dB on the held-out images")

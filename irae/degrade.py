@@ -116,21 +116,6 @@ def as_rgb(image: Tensor) -> Tensor:
     return image.expand(*image.shape[:-3], 3, *image.shape[-2:])
 
 
-def noise_condition(sigma: Tensor | float | None) -> Tensor:
-    """The condition channels of a denoiser: noise level / 255, and 1; both 0 where the level is not known.
-
-    Args:
-        sigma: noise level in 8-bit levels: a number, a map (N, 1, H, W), or None for blind denoising.
-
-    Shape: (N, 2, H, W) for a map, (1, 2, 1, 1) otherwise.
-    """
-    if sigma is None:
-        return torch.zeros(1, 2, 1, 1)
-    level = torch.as_tensor(sigma, dtype=torch.float32) / 255
-    level = level if level.ndim == 4 else level.reshape(1, 1, 1, 1)
-    return torch.cat((level, torch.ones_like(level)), 1)
-
-
 def generator_for(name: str, seed: int = 0) -> torch.Generator:
     """The random generator that belongs to an image's name, so that every model sees the same noise on it."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()

@@ -8,10 +8,11 @@ from pathlib import Path
 from skimage.data import coffee
 
 from irae.compare import side_by_side
+from irae.engine import Engine, Wishes
 from irae.images import Picture, make_folder, read_image, write_image
 from irae.metrics import psnr, ssim
-from irae.pipeline import Job, Settings, degrade_file, restore_file
-from irae.restorer import Restorer, check_settings
+from irae.pipeline import Damage, Job, Settings, degrade_file, restore_file
+from irae.restorer import check_settings
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ def run_demo(folder: Path, sigma: float = 25.0, model: str | None = None, device
     make_folder(folder)
     clean, compare = folder / "coffee.png", folder / "coffee.compare.png"
     write_image(clean, Picture(coffee()), overwrite=True)  # a cup of coffee by Rachel Michetti, CC0
-    noisy = degrade_file(clean, folder / "coffee.noisy.png", sigma, overwrite=True)
+    (noisy,) = degrade_file(clean, folder / "coffee.noisy.png", Damage(noise=sigma), overwrite=True)
     restored = folder / "coffee.noisy.restored.png"
-    restore_file(Job(noisy, restored), Restorer(model=model, device=device), Settings(overwrite=True))
+    restore_file(Job(noisy, restored), Engine(model, device), Settings(Wishes("denoise"), overwrite=True))
     pictures = {
         name: read_image(path).pixels for name, path in (("clean", clean), ("noisy", noisy), ("restored", restored))
     }

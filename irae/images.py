@@ -80,8 +80,8 @@ def is_lossy(path: Path) -> bool:
         return True  # reading it will tell what is wrong
 
 
-def read_image(source: str | Path | bytes, *, max_pixels: int = 200_000_000) -> Picture:
-    """Read an image file, or the bytes of one; its format is told from the content.
+def read_image(source: str | Path | bytes, *, max_pixels: int = 200_000_000, name: str = "the image data") -> Picture:
+    """Read an image file, or the bytes of one, called `name` in errors; its format is told from the content.
 
     Reads 8- and 16-bit PNG and TIFF, JPEG, WebP and BMP. Palettes and 1- to 4-bit images are expanded
     to 8 bits, transparent colours become an alpha channel, premultiplied TIFF alpha is made straight.
@@ -92,8 +92,8 @@ def read_image(source: str | Path | bytes, *, max_pixels: int = 200_000_000) -> 
     than max_pixels pixels (told before decoding), CMYK, animations, several pages, float TIFF, other
     formats.
     """
-    name = "the image data" if isinstance(source, bytes) else printable(source)
-    data = source if isinstance(source, bytes) else _read_file(Path(source))
+    name = name if isinstance(source, bytes) else printable(source)
+    data = source if isinstance(source, bytes) else read_file(Path(source))
     try:
         format = _format_of(data)
         with warnings.catch_warnings(action="ignore"):
@@ -110,7 +110,8 @@ def read_image(source: str | Path | bytes, *, max_pixels: int = 200_000_000) -> 
         raise ImageError(f"{name} is damaged or of a rare kind: get a whole copy or a PNG") from error
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The content of a file, or an ImageError that names it."""
     try:
         return path.read_bytes()
     except FileNotFoundError as error:

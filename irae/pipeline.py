@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from irae.compare import side_by_side
 from irae.degrade import NOISES, generator_for
+from irae.engine import Engine, Plan, Wishes, check_quality
 from irae.errors import printable
 from irae.images import (
     SUFFIXES,
@@ -22,24 +23,29 @@ from irae.images import (
     is_image_path,
     is_lossy,
     make_folder,
+    read_file,
     read_image,
     write_bytes,
 )
+from irae.jpeg import encode_jpeg, standard_tables
+from irae.masks import MASKS, mask_for
 from irae.models.irae import IRAE
 from irae.restorer import OptionError, Restorer, as_pixels, as_tensor, check_settings, rest_weights
 from irae.weights import weights_with_digest
 
 Pixels = NDArray[Any]
 
+SUBSAMPLINGS = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
 FORMAT_SUFFIXES = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg", "webp": ".webp", "bmp": ".bmp"}
 
 
 def restore(
     image: str | Path | Pixels,
-    task: str = "denoise",
+    task: str = "auto",
     sigma: float | None = None,
-    mask: Pixels | None = None,
+    mask: str | Path | Pixels | None = None,
     jpeg_quality: int | None = None,
+    consistent: bool | None = None,
     model: str | Path | IRAE | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -49,12 +55,12 @@ def restore(
     Args:
         image: a path (pixels are taken in their stored orientation), or an array (H, W) or (H, W, C), C one of 1
             (grey), 2 (grey, alpha), 3 (RGB), 4 (RGB, alpha); uint8, uint16, or float32 nominally in [0, 1]. Floats
-            outside that range go to the network unclipped.
-            Alpha stays as it is.
-        task: "denoise".
-        sigma: standard deviation of the noise in 8-bit levels, whatever the dtype; None: blind.
-        mask, jpeg_quality: for tasks to come; an error with "denoise".
-        model, device, precision: see `irae.restorer.Restorer`.
+            outside that range go to the network unclipped. Alpha stays as it is, unless it is the mask.
+        task: "auto" finds out what the image needs; or "denoise", "jpeg", "inpaint".
+        sigma: standard deviation of the noise in 8-bit levels, whatever the dtype.
+        mask: what is missing: an array (H, W), a mask file, "alpha" or "#rrggbb"; see `irae.engine.Wishes`.
+        jpeg_quality, consistent: see `irae.engine.Wishes`.
+        model, device, precision: see `irae.engine.Engine`.
 
     Returns:
         The restored image, dtype and shape as `image`. Integers are clipped and rounded, floats are neither.
@@ -62,14 +68,16 @@ def restore(
     Raises:
         IraeError: anything that the caller can mend; one sentence.
     """
-    if mask is not None or jpeg_quality is not None:
-        raise OptionError(f"The task {task!r} takes neither a mask nor a JPEG quality.")
-    restorer = Restorer(task, model, device, precision)
+    wishes, engine = Wishes(task, sigma, jpeg_quality, mask, consistent), Engine(model, device, precision)
     if isinstance(image, (str, Path)):
-        picture = read_image(image)
-        restored = restorer(picture.pixels, sigma)
-        return restored if picture.alpha is None else np.dstack((restored, picture.alpha))
-    return with_colour(np.asarray(image), lambda pixels: restorer(pixels, sigma))
+        data = read_file(Path(image))
+        picture = read_image(data)
+        plan = engine.plan(picture, wishes, data, Path(image).name)
+        restored, alpha = engine.run(plan), plan.picture.alpha
+        return restored if alpha is None else np.dstack((restored, alpha))
+    array = np.asarray(image)
+    alpha = array[..., -1] if array.ndim == 3 and array.shape[2] in (2, 4) else None
+    return with_colour(array, lambda pixels: engine.run(engine.plan(Picture(pixels, alpha), wishes)))
 
 
 def with_colour(image: Pixels, function: Callable[[Pixels], Pixels]) -> Pixels:
@@ -89,15 +97,13 @@ class Settings:
     """What is done to each picture, and what is written.
 
     Attributes:
-        sigma: noise level in 8-bit levels, None: blind.
-        strength: 1 the network's image, 0 the input, between them their mixture.
+        wishes: what the user asks for.
         keep_rest: also write what is left beside the image, `X.rest` beside `X.png`.
         compare: also write input and result side by side, `X.compare.png`.
         overwrite: replace outputs that exist. An input is never replaced.
     """
 
-    sigma: float | None = None
-    strength: float = 1.0
+    wishes: Wishes = field(default_factory=Wishes)
     keep_rest: bool = False
     compare: bool = False
     overwrite: bool = False
@@ -113,12 +119,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """A file that was restored: what was written, first the image, and how long it took in seconds."""
+    """A file that was restored: what was written, first the image, how long it took in seconds, and what was done."""
 
     job: Job
     written: tuple[Path, ...]
     seconds: float
     megapixels: float
+    tasks: tuple[str, ...]
+    found: tuple[str, ...]
 
 
 def plan(
@@ -155,7 +163,7 @@ def plan(
     return jobs
 
 
-def restore_file(job: Job, restorer: Restorer, settings: Settings) -> Done:
+def restore_file(job: Job, engine: Engine, settings: Settings) -> Done:
     """Restore one file; everything is written beside its place and renamed, the image last.
 
     Raises:
@@ -167,30 +175,36 @@ def restore_file(job: Job, restorer: Restorer, settings: Settings) -> Done:
                                         (compare_path(job.target), settings.compare)) if wanted]  # fmt: skip
     for path in (*beside, job.target):
         _check_output(path, job.source, settings.overwrite)
-    picture = read_image(job.source)
+    data = read_file(job.source)
+    picture = read_image(data, name=printable(job.source))
+    plan = engine.plan(picture, settings.wishes, data, job.source.name)
     contents: dict[Path, bytes] = {}
     if settings.keep_rest:
-        pixels, contents[rest_path(job.target)] = restorer.with_rest(picture.pixels, settings.sigma, settings.strength)
+        pixels, contents[rest_path(job.target)] = engine.run_with_rest(plan, settings.wishes.strength)
     else:
-        pixels = restorer(picture.pixels, settings.sigma, settings.strength)
+        pixels = engine.run(plan, settings.wishes.strength)
     if settings.compare:
         both = Picture(side_by_side({"input": picture.pixels, "restored": pixels}))
         contents[compare_path(job.target)] = encode_image(both, "PNG")
-    restored = replace(picture, pixels=pixels)
+    restored = replace(plan.picture, pixels=pixels)
     contents[job.target] = _encode_exactly(restored, format) if settings.keep_rest else encode_image(restored, format)
     _write_all(contents, settings.overwrite)
     height, width = pixels.shape[:2]
-    return Done(job, (job.target, *beside), time.monotonic() - start, height * width / 1e6)
+    tasks = tuple(step.task for step in plan.steps)
+    return Done(job, (job.target, *beside), time.monotonic() - start, height * width / 1e6, tasks, plan.found)
 
 
-def restore_bytes(data: bytes, restorer: Restorer, settings: Settings, format: str | None = None) -> bytes:
-    """Restore the content of an image file, for standard input and output; PNG for JPEG and lossy WebP, else the format
-    of the input, unless `format` says otherwise."""
+def restore_bytes(data: bytes, engine: Engine, settings: Settings, format: str | None = None) -> tuple[bytes, Plan]:
+    """Restore the content of an image file, for standard input and output.
+
+    Returns:
+        The content of the result, PNG for JPEG and lossy WebP, else the format of the input, unless `format` says
+        otherwise; and what was done.
+    """
     picture = read_image(data)
-    pixels = restorer(picture.pixels, settings.sigma, settings.strength)
-    return encode_image(
-        replace(picture, pixels=pixels), (format or ("png" if picture.lossy else picture.format)).upper()
-    )
+    plan = engine.plan(picture, settings.wishes, data)
+    restored = replace(plan.picture, pixels=engine.run(plan, settings.wishes.strength))
+    return encode_image(restored, (format or ("png" if picture.lossy else picture.format)).upper()), plan
 
 
 def recover_file(
@@ -226,33 +240,83 @@ def recover_file(
     return target
 
 
-def degrade_file(
-    clean: Path, output: Path | None, sigma: float, kind: str = "gaussian", seed: int = 0, overwrite: bool = False
-) -> Path:
-    """Write a noisy copy of an image; clipped and rounded, as a file is.
+@dataclass(frozen=True)
+class Damage:
+    """How `degrade_file` damages a clean image: noise, then holes or JPEG compression, whichever are asked for.
+
+    Attributes:
+        noise: noise level in 8-bit levels.
+        kind: of the noise, a name in `irae.degrade.NOISES`.
+        mask: a name in `irae.masks.MASKS`; missing pixels become black, and the mask is written too.
+        jpeg: quality of libjpeg, 1 to 100.
+        subsampling: of the chroma in the JPEG, a name in `SUBSAMPLINGS`.
+        seed: what is random depends on it and on the file's name.
+    """
+
+    noise: float | None = None
+    kind: str = "gaussian"
+    mask: str | None = None
+    jpeg: int | None = None
+    subsampling: str = "4:2:0"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.noise is None and self.mask is None and self.jpeg is None:
+            raise OptionError("Say what to do: --noise, --jpeg or --mask.")
+        if self.mask is not None and self.jpeg is not None:
+            raise OptionError("A JPEG file does not keep holes exactly: give --mask or --jpeg.")
+        check_settings(self.noise)
+        for value, choices in ((self.kind, NOISES), (self.subsampling, SUBSAMPLINGS), (self.mask, MASKS)):
+            if value is not None and value not in choices:
+                raise OptionError(f"There is no {value!r} here; choose one of {', '.join(choices)}.")
+        check_quality(self.jpeg)
+
+
+def degrade_file(clean: Path, output: Path | None, damage: Damage, overwrite: bool = False) -> tuple[Path, ...]:
+    """Write a damaged copy of an image, to try things out.
 
     Args:
         clean: the image.
-        output: the file to write, by default `NAME.noisy.png` beside it.
-        sigma: noise level in 8-bit levels.
-        kind: a name in `irae.degrade.NOISES`.
-        seed: the noise depends on it and on the file's name.
-        overwrite: replace the output, if it exists.
+        output: the file to write; by default beside it `NAME.noisy.png`, `NAME.q30.jpg` or `NAME.holes.png`, the mask
+            beside that with `.mask.png` for its suffix.
+        damage: what to do.
+        overwrite: replace the outputs, if they exist.
 
     Returns:
-        The path written.
+        The paths written: the image, and the mask where there is one.
     """
-    if kind not in NOISES:
-        raise OptionError(f"There is no noise {kind!r}; choose one of {', '.join(NOISES)}.")
-    check_settings(sigma)
     named = _target(clean, clean, None)
-    target = output or named.with_name(f"{named.stem}.noisy{named.suffix}")
+    ending = f"q{damage.jpeg}" if damage.jpeg else "holes" if damage.mask else "noisy"
+    target = output or named.with_name(f"{named.stem}.{ending}{'.jpg' if damage.jpeg else named.suffix}")
     format = file_format(target).upper()
-    _check_output(target, clean, overwrite)
-    picture, generator = read_image(clean), generator_for(clean.stem, seed)
-    noisy = NOISES[kind].draw(sigma, generator)(as_tensor(picture.pixels)[0], generator).image[None]
-    _write_all({target: encode_image(replace(picture, pixels=as_pixels(noisy, picture.pixels)), format)}, overwrite)
-    return target
+    if (format == "JPEG") != (damage.jpeg is not None):
+        raise OptionError(f"{printable(target)}: a .jpg file is written with --jpeg QUALITY, and with that only.")
+    mask_path = target.with_suffix(".mask.png")
+    for path in (target, mask_path)[: 1 + bool(damage.mask)]:
+        _check_output(path, clean, overwrite)
+    picture = read_image(clean)
+    if damage.noise is not None:
+        generator = generator_for(clean.stem, damage.seed)
+        noise = NOISES[damage.kind].draw(damage.noise, generator)
+        noisy = noise(as_tensor(picture.pixels)[0], generator).image[None]
+        picture = replace(picture, pixels=as_pixels(noisy, picture.pixels))
+    contents: dict[Path, bytes] = {}
+    height, width = picture.pixels.shape[:2]
+    if damage.mask is not None:
+        mask = mask_for(clean.stem, damage.mask, height, width, damage.seed)
+        pixels = picture.pixels.copy()
+        pixels[mask] = 0
+        picture = replace(picture, pixels=pixels)
+        contents[mask_path] = encode_image(Picture(mask.astype(np.uint8) * 255, exif=picture.exif), "PNG")
+    if damage.jpeg is not None:
+        if picture.pixels.dtype != np.uint8 or picture.alpha is not None:
+            raise OptionError(f"{printable(clean)} has 16 bits or transparency, which JPEG has not.")
+        tables = standard_tables(damage.jpeg, SUBSAMPLINGS[damage.subsampling], picture.pixels.ndim == 2)
+        contents[target] = encode_jpeg(picture.pixels, tables)
+    else:
+        contents[target] = encode_image(picture, format)
+    _write_all(contents, overwrite)
+    return tuple(reversed(contents))
 
 
 def rest_path(restored: Path) -> Path:

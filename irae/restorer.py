@@ -6,10 +6,14 @@ import copy
 import ctypes
 import hashlib
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,32 +21,55 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from irae.degrade import as_rgb, noise_condition
+from irae.conditions import fill_holes, jpeg_condition, noise_condition
+from irae.degrade import as_rgb
 from irae.errors import IraeError
+from irae.jpeg import JpegTables
 from irae.models.irae import IRAE, RecoverError, Rest
-from irae.tiles import restore_tiled
+from irae.tiles import Condition, restore_tiled
 from irae.weights import load_model
 
 Pixels = NDArray[Any]
 
-TASKS = ("denoise",)
+TASKS = ("denoise", "jpeg", "inpaint")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", "fp32", *DTYPES)
 DEVICES = ("auto", "cpu", "cuda", "mps")
-REST_FORMAT = "irae-rest-1"
-REST_KEYS = {"weights", "sigma", "precision", "settings", "sha256"}
-REST_TENSORS = {"extra", "border", "rounding"}
+Afterwards = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""What is done to a restored image (H, W) or (H, W, 3), nominally in [0, 1], before it is rounded."""
+REST_FORMAT = "irae-rest-2"
+REST_KEYS = {"weights", "hints", "precision", "settings", "sha256"}
+REST_TENSORS = {"extra", "border", "rounding", "mask", "holes"}
+HOLE_DEPTH = 48
+"""Pixels: what lies deeper in a hole is filled in further passes, from the border inward."""
 
 
 class OptionError(IraeError):
     """An option or argument that makes no sense."""
 
 
+@dataclass(frozen=True)
+class Hints:
+    """What is known of an image beside its pixels; a task takes what concerns it.
+
+    Attributes:
+        sigma: denoise: noise level in 8-bit levels, None: blind.
+        tables: jpeg: quantisation tables and subsampling, None: blind.
+        grid: jpeg: row and column of the first pixel on the grid of 16 x 16 pixels, None: not known.
+        mask: inpaint: (H, W) bool, True where a pixel is missing.
+    """
+
+    sigma: float | None = None
+    tables: JpegTables | None = None
+    grid: tuple[int, int] | None = None
+    mask: NDArray[np.bool_] | None = None
+
+
 class Restorer:
     """A network on a device, ready for one image after another.
 
     Args:
-        task: "denoise".
+        task: "denoise", "jpeg" or "inpaint"; None: that of the weights.
         model: a network, or weights by name or path; the task's own by default.
         device: "auto", "cpu", "cuda" or "mps".
         precision: "auto", "fp32", "bf16" or "fp16" for the subnets. Auto takes bf16 for 8-bit images where the hardware
@@ -54,57 +81,81 @@ class Restorer:
 
     def __init__(
         self,
-        task: str = "denoise",
+        task: str | None = None,
         model: str | Path | IRAE | None = None,
         device: str = "auto",
         precision: str = "auto",
     ) -> None:
-        _choose("task", task, TASKS)
+        if task is not None:
+            _choose("task", task, TASKS)
         _choose("precision", precision, PRECISIONS)
         self.device, self.precision = pick_device(device), precision
-        self.model = model if isinstance(model, IRAE) else load_model(model or task)
-        if self.model.config.task != task:
-            raise OptionError(f"These weights are for the task {self.model.config.task!r}, not {task!r}.")
+        self.model = model if isinstance(model, IRAE) else load_model(model or task or "denoise")
+        self.task = self.model.config.task
+        if task not in (None, self.task):
+            raise OptionError(f"These weights are for the task {self.task!r}, not {task!r}.")
         if next(self.model.parameters()).device.type != self.device.type:
             self.model = copy.deepcopy(self.model).to(self.device)  # the caller's network, or the cached one, stays
 
-    def __call__(self, pixels: Pixels, sigma: float | None = None, strength: float = 1.0) -> Pixels:
-        """The restored pixels, dtype and shape as given.
+    def __call__(
+        self, pixels: Pixels, hints: Hints = Hints(), strength: float = 1.0, afterwards: Afterwards | None = None
+    ) -> Pixels:
+        """The restored pixels, dtype and shape as given. Inpainting leaves known pixels as they are, every bit.
 
         Args:
             pixels: (H, W) or (H, W, 3), uint8, uint16 or float32.
-            sigma: noise level in 8-bit levels, None: blind.
+            hints: what is known beside them.
             strength: 1 gives the network's image, 0 the input, between them their mixture.
+            afterwards: changes the mixture before it is rounded.
         """
-        check_settings(sigma, strength)
-        image, cond = self._tensors(pixels, sigma)
+        image = self._check(pixels, hints, strength)
         with torch.inference_mode(), self._autocast(pixels.dtype):
-            restored = restore_tiled(self.model, image, cond)
-        return as_pixels(torch.lerp(image, restored, strength), pixels)
+            if hints.mask is None:
+                restored = restore_tiled(self.model, image, self._condition(hints))
+            else:
+                restored = self._fill(image, hints.mask)
+        return _finish(image, restored, pixels, hints, strength, afterwards)
 
-    def with_rest(self, pixels: Pixels, sigma: float | None = None, strength: float = 1.0) -> tuple[Pixels, bytes]:
+    def _fill(self, image: Tensor, mask: NDArray[np.bool_]) -> Tensor:
+        """The image with its holes filled, pass by pass."""
+        while True:
+            depth = cv2.distanceTransform(np.pad(mask, 1, mode="edge").astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+            deeper = depth > HOLE_DEPTH
+            hints = Hints(mask=mask)
+            restored = restore_tiled(self.model, self._enter(image, hints), self._condition(hints))
+            if not deeper.any():
+                return restored
+            image, mask = restored, deeper
+
+    def with_rest(
+        self, pixels: Pixels, hints: Hints = Hints(), strength: float = 1.0, afterwards: Afterwards | None = None
+    ) -> tuple[Pixels, bytes]:
         """The restored pixels and, as the bytes of a file, what is left beside them.
 
-        The image is not cut into tiles. Whether it comes back is tried here, so that no useless rest is ever kept.
+        The image is not cut into tiles, and holes are filled in one pass. Whether it comes back is tried here, so that
+        no useless rest is ever kept.
 
         Raises:
             RecoverError: the input would not come back bit for bit, for example in a low precision.
         """
-        check_settings(sigma, strength)
-        image, cond = self._tensors(pixels, sigma)
+        image = self._check(pixels, hints, strength)
         precision = "fp32" if self.precision == "auto" else self.precision
+        mask = np.zeros(pixels.shape[:2], np.bool_) if hints.mask is None else hints.mask
         with torch.inference_mode(), self._autocast(pixels.dtype, precision):
-            restored, rest = self.model.restore_with_rest(image, cond)
-        result = as_pixels(torch.lerp(image, restored, strength), pixels)
+            restored, rest = self.model.restore_with_rest(self._enter(image, hints), self._whole(hints, image))
+        result = _finish(image, restored, pixels, hints, strength, afterwards)
+        holes = torch.from_numpy(mask)
         tensors = {
             "extra": rest.extra,
             "border": rest.border,
-            "rounding": restored - self._tensors(result, sigma)[0],
+            "rounding": restored - self._image(result),
+            "mask": holes.to(torch.uint8),
+            "holes": image[..., holes.to(self.device)],
         }
         header = {
             "format": REST_FORMAT,
             "weights": self.model.digest,
-            "sigma": json.dumps(None if sigma is None else float(sigma)),
+            "hints": _write_hints(hints),
             "precision": precision,
             "settings": rest.settings,
             "sha256": _pixels_digest(pixels),
@@ -122,14 +173,21 @@ class Restorer:
         header, tensors = _read_rest(rest)
         if header["weights"] != self.model.digest:
             raise RecoverError("The rest was made with other weights: name them with --model.")
-        image, cond = self._tensors(restored, json.loads(header["sigma"]))
-        if tensors["rounding"].shape != image.shape:
+        image, hints = self._image(restored), _read_hints(header["hints"])
+        if tensors["rounding"].shape != image.shape or tensors["mask"].shape != image.shape[-2:]:
             raise RecoverError("The rest belongs to an image of another size.")
         tensors = {name: t.to(self.device) for name, t in tensors.items()}
+        mask = tensors["mask"].bool()
+        if self.task == "inpaint":
+            hints = replace(hints, mask=mask.cpu().numpy())
         with torch.inference_mode(), self._autocast(restored.dtype, header["precision"]):
             recovered = self.model.recover(
-                image + tensors["rounding"], Rest(tensors["extra"], tensors["border"], header["settings"]), cond
+                image + tensors["rounding"],
+                Rest(tensors["extra"], tensors["border"], header["settings"]),
+                self._whole(hints, image),
             )
+            if tensors["holes"].shape == recovered[..., mask].shape:
+                recovered[..., mask] = tensors["holes"]
         pixels = as_pixels(recovered, restored)
         if _pixels_digest(pixels) != header["sha256"]:
             raise RecoverError(
@@ -138,15 +196,59 @@ class Restorer:
             )
         return pixels
 
-    def _tensors(self, pixels: Pixels, sigma: float | None) -> tuple[Tensor, Tensor]:
-        """Pixels as an image (1, 3, H, W), and the condition (1, 2, 1, 1)."""
-        return as_rgb(as_tensor(pixels)).to(self.device), noise_condition(sigma).to(self.device)
+    def _check(self, pixels: Pixels, hints: Hints, strength: float) -> Tensor:
+        """The pixels as an image (1, 3, H, W).
+
+        Raises:
+            OptionError: pixels, hints or strength that this task cannot take.
+        """
+        check_settings(hints.sigma, strength)
+        image = self._image(pixels)
+        if (hints.mask is not None) != (self.task == "inpaint"):
+            raise OptionError("Inpainting needs a mask of what is missing, and no other task takes one.")
+        if hints.mask is not None:
+            check_mask(hints.mask, pixels)
+        return image
+
+    def _image(self, pixels: Pixels) -> Tensor:
+        return as_rgb(as_tensor(pixels)).to(self.device)
+
+    def _enter(self, image: Tensor, hints: Hints) -> Tensor:
+        """What the network reads: the image, its holes filled from around."""
+        if hints.mask is None:
+            return image
+        known = torch.from_numpy(~hints.mask).to(image)[None, None]
+        return fill_holes(image, known)
+
+    def _condition(self, hints: Hints) -> Condition:
+        return partial(CONDITIONS[self.task], hints, self.device)
+
+    def _whole(self, hints: Hints, image: Tensor) -> Tensor:
+        """The condition of the whole image."""
+        return self._condition(hints)(slice(0, image.shape[-2]), slice(0, image.shape[-1]))
 
     def _autocast(self, dtype: np.dtype[Any], precision: str | None = None) -> AbstractContextManager[Any]:
         precision = precision or self.precision
         if precision == "auto":
             precision = pick_precision("auto", self.device) if dtype == np.uint8 else "fp32"
         return torch.autocast(self.device.type, DTYPES.get(precision, torch.bfloat16), enabled=precision != "fp32")
+
+
+def _denoise_condition(hints: Hints, device: torch.device, rows: slice, columns: slice) -> Tensor:
+    return noise_condition(hints.sigma).to(device)
+
+
+def _jpeg_condition(hints: Hints, device: torch.device, rows: slice, columns: slice) -> Tensor:
+    origin = None if hints.grid is None else (hints.grid[0] + rows.start, hints.grid[1] + columns.start)
+    return jpeg_condition(hints.tables, rows.stop - rows.start, columns.stop - columns.start, origin).to(device)
+
+
+def _inpaint_condition(hints: Hints, device: torch.device, rows: slice, columns: slice) -> Tensor:
+    assert hints.mask is not None
+    return torch.from_numpy(~hints.mask[rows, columns]).to(device, torch.float32)[None, None]
+
+
+CONDITIONS = {"denoise": _denoise_condition, "jpeg": _jpeg_condition, "inpaint": _inpaint_condition}
 
 
 def pick_device(device: str) -> torch.device:
@@ -191,6 +293,33 @@ def check_settings(sigma: float | None, strength: float = 1.0) -> None:
         raise OptionError(f"The noise level {sigma:g} is not between 0 and 255 (8-bit levels).")
     if not 0 <= strength <= 1:
         raise OptionError(f"The strength {strength:g} is not between 0 and 1.")
+
+
+def check_mask(mask: NDArray[np.bool_], pixels: Pixels) -> None:
+    """Raises OptionError for a mask (H, W) of another size than the pixels, or that leaves nothing known."""
+    if mask.dtype != np.bool_ or mask.shape != pixels.shape[:2]:
+        height, width = pixels.shape[:2]
+        raise OptionError(
+            f"The mask is {' x '.join(map(str, mask.shape[1::-1]))} pixels and the image {width} x {height}: "
+            "they must be equal."
+        )
+    if mask.all():
+        raise OptionError("The mask covers the whole image: nothing is known to fill it from.")
+
+
+def _finish(
+    image: Tensor, restored: Tensor, pixels: Pixels, hints: Hints, strength: float, afterwards: Afterwards | None
+) -> Pixels:
+    """The pixels of a restored image like those it was made from, known ones untouched."""
+    mixed = torch.lerp(image, restored, strength)
+    if afterwards is not None:
+        mixed = as_tensor(afterwards(as_pixels(mixed, pixels.astype(np.float32))))
+    result = as_pixels(mixed, pixels)
+    if hints.mask is None:
+        return result
+    merged = pixels.copy()
+    merged[hints.mask] = result[hints.mask]
+    return merged
 
 
 def _fast_bf16(device: torch.device) -> bool:
@@ -248,14 +377,35 @@ def rest_weights(content: bytes) -> str:
     return _read_rest(content)[0]["weights"]
 
 
+def _write_hints(hints: Hints) -> str:
+    tables = hints.tables
+    values = None if tables is None else [tables.luma.tolist(), _listed(tables.chroma), list(tables.sampling)]
+    sigma = None if hints.sigma is None else float(hints.sigma)
+    return json.dumps({"sigma": sigma, "tables": values, "grid": hints.grid})
+
+
+def _read_hints(text: str) -> Hints:
+    values = json.loads(text)
+    tables = values["tables"]
+    if tables is not None:
+        luma, chroma, sampling = tables
+        tables = JpegTables(np.array(luma), None if chroma is None else np.array(chroma), tuple(sampling))
+    grid = values["grid"]
+    return Hints(values["sigma"], tables, None if grid is None else tuple(grid))
+
+
+def _listed(table: NDArray[Any] | None) -> list[list[int]] | None:
+    return None if table is None else table.tolist()
+
+
 def _read_rest(content: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         complete = header["format"] == REST_FORMAT and set(header) >= REST_KEYS and set(tensors) == REST_TENSORS
-        sigma = json.loads(header["sigma"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        check_settings(_read_hints(header["hints"]).sigma)
+    except (SafetensorError, KeyError, TypeError, ValueError, IraeError) as error:
         raise RecoverError("The rest is damaged or of another kind.") from error
-    if not complete or header["precision"] not in PRECISIONS or not isinstance(sigma, (float, int, type(None))):
+    if not complete or header["precision"] not in PRECISIONS:
         raise RecoverError("The rest is damaged or was written by another version of irae.")
     return header, tensors

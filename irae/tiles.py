@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -12,26 +12,28 @@ from irae.models.irae import IRAE
 
 TILE = 1024
 
+Condition = Callable[[slice, slice], Tensor]
+"""The condition (1, K, h, w) or (1, K, 1, 1) of a part of an image, by its rows and columns."""
 
-def restore_tiled(model: IRAE, image: Tensor, cond: Tensor, tile: int = TILE) -> Tensor:
+
+def restore_tiled(model: IRAE, image: Tensor, cond: Condition, tile: int = TILE) -> Tensor:
     """`model.restore`, tile by tile where the image has more than two tiles' pixels; to rounding the same.
 
     Args:
         model: the network.
         image: (1, C, H, W).
-        cond: (1, K, 1, 1) or (1, K, H, W).
+        cond: its condition, part by part.
         tile: side of the part of the result that one pass makes; rounded up to the network's size multiple.
 
     Shape: (1, C, H, W).
     """
     step = -(-tile // model.size_multiple) * model.size_multiple
     if image.shape[-2] * image.shape[-1] <= 2 * step**2:
-        return model.restore(image, cond)
+        return model.restore(image, cond(slice(0, image.shape[-2]), slice(0, image.shape[-1])))
     result, margin = torch.empty_like(image), reach(model)
     for rows, outer_rows in _cuts(image.shape[-2], step, margin):
         for columns, outer_columns in _cuts(image.shape[-1], step, margin):
-            part = cond if cond.shape[-2:] == (1, 1) else cond[..., outer_rows, outer_columns]
-            restored = model.restore(image[..., outer_rows, outer_columns], part)
+            restored = model.restore(image[..., outer_rows, outer_columns], cond(outer_rows, outer_columns))
             top, left = rows.start - outer_rows.start, columns.start - outer_columns.start
             height, width = rows.stop - rows.start, columns.stop - columns.start
             result[..., rows, columns] = restored[..., top : top + height, left : left + width]

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from irae.conditions import noise_condition
 from irae.datasets import image_paths, load_dataset
-from irae.degrade import GaussianNoise, generator_for, noise_condition
+from irae.degrade import GaussianNoise, generator_for
 from irae.images import read_image
 from irae.metrics import psnr
-from irae.restorer import Restorer, as_pixels, as_tensor
+from irae.restorer import Hints, Restorer, as_pixels, as_tensor
 
 pytestmark = pytest.mark.skipif("IRAE_DATA" not in os.environ, reason="IRAE_DATA does not say where the images are")
 
@@ -36,7 +37,7 @@ def test_the_files_are_those_of_the_manifest() -> None:
 @pytest.mark.parametrize("sigma", [25.0, None])
 def test_quality(noisy_files: dict[str, tuple[np.ndarray, np.ndarray]], sigma: float | None) -> None:
     restorer = Restorer()
-    scores = [psnr(restorer(noisy, sigma), clean) for clean, noisy in noisy_files.values()]
+    scores = [psnr(restorer(noisy, Hints(sigma)), clean) for clean, noisy in noisy_files.values()]
     assert np.mean(scores) > 30.9  # files are clipped and rounded; in float the denoiser reaches more
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from irae.conditions import noise_condition
 from irae.degrade import (
     NOISES,
     GaussianNoise,
@@ -12,7 +13,6 @@ from irae.degrade import (
     VaryingNoise,
     as_rgb,
     generator_for,
-    noise_condition,
     to_8bit,
 )
 

@@ -16,7 +16,7 @@ from irae.errors import IraeError
 from irae.images import Picture, write_image
 from irae.metrics import psnr, ssim
 from irae.models.irae import RecoverError
-from irae.restorer import Restorer
+from irae.restorer import Hints, Restorer
 
 Pixels = NDArray[Any]
 
@@ -92,7 +92,7 @@ def test_the_rest_gives_the_input_back_bit_for_bit(photo: Pixels, kind: str) -> 
     damaged = noisy(photo)
     image = {"grey": damaged[..., 1], "16 bit": damaged.astype(np.uint16) * 257 + 3}.get(kind, damaged)
     restorer = Restorer()
-    restored, rest = restorer.with_rest(image, sigma=25, strength=0.5 if kind == "half strength" else 1)
+    restored, rest = restorer.with_rest(image, Hints(sigma=25), 0.5 if kind == "half strength" else 1)
     assert np.array_equal(restorer.recover(restored, rest), image)
     assert not np.array_equal(restored, image)
 
@@ -111,7 +111,7 @@ def test_a_rest_of_another_image_or_model_is_refused(photo: Pixels, weights_file
         rest[:1000],
         b"",
         rest.replace(b'"precision"', b'"precisiom"'),
-        rest.replace(b'"sigma"', b'"sigmb"'),
+        rest.replace(b"sigma", b"sigmb"),
     ):
         with pytest.raises(RecoverError, match="damaged"):
             restorer.recover(restored, damaged)
@@ -137,8 +137,14 @@ def test_the_callers_network_stays_where_it_is(photo: Pixels, weights_file: Path
         ({"task": "denose"}, "denoise"),
         ({"device": "gpu"}, "cuda"),
         ({"precision": "int8"}, "bf16"),
-        ({"mask": np.zeros((4, 4))}, "mask"),
-        ({"jpeg_quality": 10}, "JPEG"),
+        ({"mask": np.zeros((4, 4), bool)}, "equal"),
+        ({"mask": "alpha"}, "transparency"),
+        ({"mask": "#12345"}, "colour"),
+        ({"task": "inpaint"}, "mask"),
+        ({"mask": "alpha", "sigma": 5}, "mask"),
+        ({"task": "denoise", "jpeg_quality": 10}, "jpeg"),
+        ({"jpeg_quality": 101}, "100"),
+        ({"consistent": True}, "JPEG file"),
         ({"model": "none"}, "installed"),
     ],
 )

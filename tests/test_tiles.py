@@ -16,10 +16,11 @@ from tests.conftest import SMALL, random_model
 def test_tiled_equals_untiled(config: IRAEConfig) -> None:
     model = random_model(config, scale=0.08)
     image = torch.rand(1, 3, 203, 171, generator=torch.Generator().manual_seed(0))
-    for cond in (torch.tensor([[[[0.1]], [[1.0]]]]), torch.rand(1, 2, 203, 171)):
+    constant, varying = torch.tensor([[[[0.1]], [[1.0]]]]), torch.rand(1, 2, 203, 171)
+    for cond, part in ((constant, lambda *_: constant), (varying, lambda *at: varying[(..., *at)])):
         with torch.no_grad():
             whole = model.restore(image, cond)
-            tiled = restore_tiled(model, image, cond, tile=48)
+            tiled = restore_tiled(model, image, part, tile=48)
         torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
 
 

@@ -28,6 +28,7 @@ from irae.models.irae import IRAE, IRAEConfig
 from irae.models.resample import Unshuffle
 from irae.training.data import Image, PatchBatches, load_training_images
 from irae.training.recipe import LOSSES, Data, NoiseMix, Optimiser, Recipe, Stage, learning_rate_scale
+from irae.training.tasks import Denoising
 from irae.training.train import evaluate, make_optimisers
 
 PLAIN = "plain twin"
@@ -145,11 +146,11 @@ def train_one(job: Job) -> tuple[str, Row]:
     rng = np.random.default_rng(job.seed)
     chosen = rng.permutation(len(training))[: max(1, round(job.share * len(training)))]
     stage = Stage(job.setup.most_steps, job.setup.batch, job.setup.patch)
-    recipe = Recipe("blocks", job.config, DATA, (stage,), NOISE, OPTIMISER, seed=job.seed)
+    recipe = Recipe("blocks", job.config, DATA, (stage,), NOISE, optimiser=OPTIMISER, seed=job.seed)
     network = build(job.block, job.config)
     average, steps, loss = fit(network, PatchBatches(recipe, [training[i] for i in chosen]), job.setup)
     few = dict(list(held_out.items())[: job.setup.held_out])
-    psnr = evaluate(average, few, torch.device("cpu"), "fp32")[f"psnr_{SIGMA}"]
+    psnr = evaluate(average, few, {"psnr": Denoising.trial(SIGMA)}, torch.device("cpu"), "fp32")["psnr"]
     return job.key(), {"psnr": psnr, "steps": steps, "loss": loss, "parameters": count(network)}
 
 
@@ -180,7 +181,7 @@ def update(
             group["lr"] = scale * OPTIMISER.lr
         optimiser.zero_grad(set_to_none=True)
     batch = batches[step].to(torch.device("cpu"))
-    loss = LOSSES["l1"](network(batch.noisy, batch.cond), batch.clean)
+    loss = LOSSES["l1"](network(batch.damaged, batch.cond), batch.clean)
     loss.backward()
     nn.utils.clip_grad_norm_(network.parameters(), OPTIMISER.clip)
     for optimiser in optimisers:

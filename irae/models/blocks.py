@@ -62,34 +62,77 @@ class PlainSubnet(Subnet):
         return self.last(x)
 
 
-class USubnet(Subnet):
-    """A small U: the stream goes down 2x2, through `depth` convolutions, up again and is added to where it left.
+class Dip(nn.Module):
+    """Down 2x2, through `depth` convolutions at the lower resolution, up again, added to where it left.
 
-    Twice the receptive field of a plain subnet for the same work. The subnet of a coupling need not be invertible.
+    Args:
+        hidden: channels.
+        depth: convolutions at each lower resolution.
+        levels: how often it goes down; below the first level lies another dip.
 
-    Args: as `PlainSubnet`; `depth` counts the convolutions at the lower resolution.
-
-    Shape: as `PlainSubnet`; odd H and W are padded by replication inside.
+    Shape: (N, hidden, H, W) -> the same; odd H and W are padded by replication inside.
     """
 
-    def __init__(self, channels: int, out: int, hidden: int, cond: int = 0, depth: int = 2) -> None:
+    def __init__(self, hidden: int, depth: int, levels: int = 1) -> None:
         super().__init__()
-        self.first = conv3x3(channels, hidden)
         self.down = nn.Conv2d(hidden, hidden, 2, stride=2)
+        self.below = Dip(hidden, depth, levels - 1) if levels > 1 else nn.Identity()
         self.middle = nn.ModuleList(conv3x3(hidden, hidden) for _ in range(depth))
         self.up = nn.Conv2d(hidden, 4 * hidden, 1)
-        self.last = conv3x3(hidden, out, zero=True)
-        self.embed = nn.Conv2d(cond, hidden, 1, bias=False) if cond else None
 
-    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        x = self.enter(x, cond)
+    def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         even = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate") if height % 2 or width % 2 else x
-        low = self.down(even).relu_()
+        low = self.below(self.down(even).relu_())
         for convolution in self.middle:
             low = convolution(low).relu_()
-        x = (x + spread(self.up(low))[..., :height, :width]).relu_()
-        return self.last(x)
+        return (x + spread(self.up(low))[..., :height, :width]).relu_()
+
+
+class USubnet(Subnet):
+    """A small U: a convolution, a dip to lower resolutions, a convolution.
+
+    Twice the receptive field of a plain subnet for the same work, more with each level. The subnet of a coupling need
+    not be invertible.
+
+    Args: as `PlainSubnet`; `depth` and `levels`: see `Dip`.
+
+    Shape: as `PlainSubnet`.
+    """
+
+    def __init__(self, channels: int, out: int, hidden: int, cond: int = 0, depth: int = 2, levels: int = 1) -> None:
+        super().__init__()
+        self.first = conv3x3(channels, hidden)
+        self.dip = Dip(hidden, depth, levels)
+        self.last = conv3x3(hidden, out, zero=True)
+        self.embed = nn.Conv2d(cond, hidden, 1, bias=False) if cond else None
+        self.grid = 2**levels
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.last(self.dip(self.enter(x, cond)))
+
+
+class KeepsKnown(nn.Module):
+    """A subnet whose message is 0 where a pixel of the image is known, so that a coupling leaves that pixel as it is.
+
+    The image lies unshuffled in the first channels of the stream, colour by colour, and the condition is the mask in
+    the same order: a channel for each pixel of a tile, 1 where it is known.
+
+    Args:
+        net: the subnet; its message holds one or more values for each channel of the stream.
+        colours: channels of the image.
+        channels: channels of the stream.
+    """
+
+    def __init__(self, net: nn.Module, colours: int, channels: int) -> None:
+        super().__init__()
+        self.net, self.colours, self.channels = net, colours, channels
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        missing = 1 - required(cond).repeat(1, self.colours, 1, 1)
+        gate = F.pad(missing, (0, 0, 0, 0, 0, self.channels - missing.shape[1]), value=1.0)
+        message = self.net(x, cond)
+        return message * gate.repeat(1, message.shape[1] // self.channels, 1, 1).to(message.dtype)
 
 
 def spread(x: Tensor) -> Tensor:
@@ -105,8 +148,8 @@ SUBNETS: dict[str, Callable[..., nn.Module]] = {"plain": PlainSubnet, "u": USubn
 class AdditiveHalfStep(HalfStep):
     """moving + F(fixed)."""
 
-    def __init__(self, net: nn.Module, moves: int) -> None:
-        super().__init__(moves)
+    def __init__(self, net: nn.Module, moves: int, swap: bool = False) -> None:
+        super().__init__(moves, swap)
         self.net = net
 
     def message(self, fixed: Tensor, cond: Tensor | None) -> Tensor:
@@ -117,6 +160,48 @@ class AdditiveHalfStep(HalfStep):
 
     def undo_message(self, moved: Tensor, message: Tensor) -> Tensor:
         return moved - message.to(moved.dtype)
+
+
+class ReadImage(nn.Module):
+    """A convolution of the first channels of a stream, where the image lies."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.width = width
+        self.convolution = conv3x3(width, channels)
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.convolution(x[:, : self.width])
+
+
+class WriteImage(nn.Module):
+    """A convolution to the first channels of a stream, where the image lies; starts at zero."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.more = channels - width
+        self.convolution = conv3x3(channels, width, zero=True)
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        return F.pad(self.convolution(x), (0, 0, 0, 0, 0, self.more))
+
+
+def stem(width: int, channels: int, known: int = 0) -> tuple[AdditiveHalfStep, AdditiveHalfStep]:
+    """One convolution between the image and the other stream at each end of an autoencoder.
+
+    The first half-step gives the other stream the features of the image, a' = a + K b; the last one moves the image by
+    what the features say. After each the streams change places, so that between them the image is the stream that the
+    couplings move first.
+
+    Args:
+        width: channels of the squeezed image, the first of stream b.
+        channels: channels of each stream.
+        known: colours of the image whose known pixels stay (`KeepsKnown`), 0 for none.
+    """
+    write: nn.Module = WriteImage(width, channels)
+    if known:
+        write = KeepsKnown(write, known, channels)
+    return AdditiveHalfStep(ReadImage(width, channels), 0, swap=True), AdditiveHalfStep(write, 0, swap=True)
 
 
 class AffineHalfStep(AdditiveHalfStep):
@@ -145,7 +230,9 @@ class AdditiveCoupling(Chain):
         cond: condition channels, 0 for none.
         subnet: "plain" or "u" (`SUBNETS`).
         hidden: width inside the subnets, `channels` by default.
-        depth: convolutions in the subnet (see the subnets).
+        known: colours of the image whose known pixels stay (`KeepsKnown`), 0 for none; the condition is the mask.
+        image: the stream that holds that image, 0 for a or 1 for b.
+        options: further arguments of the subnet.
 
     Shape: a and b (N, channels, H, W), any H and W.
     """
@@ -154,10 +241,19 @@ class AdditiveCoupling(Chain):
     message_channels = 1  # of the message, for each channel of the stream
 
     def __init__(
-        self, channels: int, cond: int = 0, subnet: str = "plain", hidden: int | None = None, **options: Any
+        self,
+        channels: int,
+        cond: int = 0,
+        subnet: str = "plain",
+        hidden: int | None = None,
+        known: int = 0,
+        image: int = 1,
+        **options: Any,
     ) -> None:
         out, hidden = self.message_channels * channels, hidden or channels
-        nets = (lookup(SUBNETS, subnet, "subnet")(channels, out, hidden, cond, **options) for _ in range(2))
+        nets = [lookup(SUBNETS, subnet, "subnet")(channels, out, hidden, cond, **options) for _ in range(2)]
+        if known:
+            nets[image] = KeepsKnown(nets[image], known, channels)
         super().__init__(self.half_step(net, moves) for moves, net in enumerate(nets))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from irae.errors import IraeError
-from irae.models.blocks import BLOCKS, USubnet, build_block, lookup
+from irae.models.blocks import BLOCKS, USubnet, build_block, lookup, stem
 from irae.models.resample import RESAMPLERS, OrthogonalMixing, Resample
 from irae.models.reversible import Chain, Invertible, State
 
@@ -28,7 +28,7 @@ class IRAEConfig:
     """All that builds an IRAE; stored in the header of its weights.
 
     Attributes:
-        task: what the weights are for, "denoise".
+        task: what the weights are for: "denoise", "jpeg" or "inpaint".
         block: a name registered in `irae.models.blocks.BLOCKS`.
         block_options: further arguments of the block (subnet, hidden, depth ...).
         channels: channels of each stream at each level, from the image down. One entry: one scale; more: a U, each
@@ -36,10 +36,15 @@ class IRAEConfig:
         blocks: blocks at each level, in the encoder and again in the decoder.
         lift: "unshuffle", "haar" or "dct", the squeeze of the image into channels.
         squeeze: the same choice between levels.
+        stem: one convolution between the image and the other stream at each end (`irae.models.blocks.stem`). Worth
+            0.1 dB at the same number of steps (docs/experiments.md).
         mixing: an orthogonal 1x1 mixing after each block.
         lifted: True: a = 0, b = [S(y), 0] (two-step blocks: a = b). False: the bijective setting of the paper,
             [a, b] = S(y) with nothing added, so `channels[0]` must be half of the squeezed image's channels.
-        cond: condition channels. For "denoise" 2: noise level / 255, and 1 where it is known.
+        cond: condition channels. For "denoise" 2: noise level / 255, and 1 where it is known. For "jpeg" see
+            `irae.jpeg.jpeg_condition`. For "inpaint" 1: the mask, 1 where a pixel is known.
+        keep_known: the condition is the mask of known pixels, and these come out as they went in. One level, lifted by
+            "unshuffle", additive or affine couplings without mixing.
         image_channels: channels of the image.
     """
 
@@ -50,10 +55,12 @@ class IRAEConfig:
     blocks: tuple[int, ...] = (1,)
     lift: str = "unshuffle"
     squeeze: str = "haar"
+    stem: bool = False
     mixing: bool = False
     lifted: bool = True
     cond: int = 2
     image_channels: int = 3
+    keep_known: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
@@ -68,6 +75,11 @@ class IRAEConfig:
             raise IraeError(f"The first level needs at least {squeezed} channels to hold the squeezed image.")
         if not self.lifted and 2 * self.channels[0] != squeezed:
             raise IraeError(f"Without the lift the first level has exactly {squeezed / 2:g} channels.")
+        if self.stem and not self.lifted:
+            raise IraeError("A stem needs the lift: without it no stream is free for the features.")
+        plain = self.lift == "unshuffle" and len(self.channels) == 1 and not self.mixing and self.lifted
+        if self.keep_known and not (plain and self.block in ("additive", "affine") and self.cond == 1):
+            raise IraeError("Known pixels are kept by couplings on one lifted, unshuffled, unmixed level only.")
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of plain values that `IRAEConfig(**...)` reads."""
@@ -204,9 +216,14 @@ class IRAE(nn.Module):
         twice = getattr(lookup(BLOCKS, config.block, "block"), "two_step", False)
         self.lift = Lift(RESAMPLERS[config.lift](), config.image_channels, config.channels[0], twice)
         self.squeeze = RESAMPLERS[config.squeeze]()
-        self.encoder = Levels(_level(config, level, memory_free) for level in range(len(config.channels)))
-        self.decoder = Levels(_level(config, level, memory_free) for level in range(len(config.channels)))
-        grid = 2 if any(isinstance(module, USubnet) for module in self.modules()) else 1
+        known = config.image_channels if config.keep_known else 0
+        ends = stem(self.lift.width, config.channels[0], known) if config.stem else ()
+        encoder, decoder = ([_blocks(config, level) for level in range(len(config.channels))] for _ in range(2))
+        encoder[0], decoder[0] = [*ends[:1], *encoder[0]], [*decoder[0], *ends[1:]]
+        self.encoder, self.decoder = (
+            Levels(Chain(parts, memory_free=memory_free) for parts in half) for half in (encoder, decoder)
+        )
+        grid = max((module.grid for module in self.modules() if isinstance(module, USubnet)), default=1)
         self.size_multiple = self.lift.squeeze.factor * self.squeeze.factor ** (len(config.channels) - 1) * grid
 
     def forward(self, y: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -262,7 +279,7 @@ class IRAE(nn.Module):
 
     def _descend(self, state: State, levels: Sequence[Step], cond: Tensor | None) -> tuple[State, tuple[State, ...]]:
         """Down the levels, blocks first, then squeeze and split: the deepest streams and the skips."""
-        skips, cond = list[State](), self._pad_condition(cond)
+        skips, cond = list[State](), self._prepare(cond)
         for level, blocks in enumerate(levels):
             if level:
                 wide, keep = self.squeeze(state), self.config.channels[level]
@@ -273,7 +290,7 @@ class IRAE(nn.Module):
 
     def _ascend(self, code: Code, levels: Sequence[Step], cond: Tensor | None) -> State:
         """Up the levels: blocks, then join and unsqueeze."""
-        state, cond = code.streams, self._pad_condition(cond)
+        state, cond = code.streams, self._prepare(cond)
         for level in reversed(range(len(levels))):
             state = levels[level](state, cond)
             if level:
@@ -288,17 +305,28 @@ class IRAE(nn.Module):
         padding = (0, -width % self.size_multiple, 0, -height % self.size_multiple)
         return F.pad(image, padding, mode="replicate").contiguous(memory_format=torch.channels_last)
 
-    def _pad_condition(self, cond: Tensor | None) -> Tensor | None:
-        return cond if cond is None or cond.shape[-2:] == (1, 1) else self._pad(cond)
+    def _prepare(self, cond: Tensor | None) -> Tensor | None:
+        """The condition at the resolution of the first level: averaged, or unshuffled where each pixel counts."""
+        if cond is None:
+            return None
+        factor, everywhere = self.lift.squeeze.factor, cond.shape[-2:] == (1, 1)
+        if self.config.keep_known:
+            return cond.repeat(1, factor**2, 1, 1) if everywhere else self.lift.squeeze.squeeze(self._pad(cond))
+        return cond if everywhere else F.avg_pool2d(self._pad(cond), factor)
 
 
-def _level(config: IRAEConfig, level: int, memory_free: bool) -> Chain:
+def _blocks(config: IRAEConfig, level: int) -> list[Invertible]:
+    """The blocks of one level of one half."""
+    options, cond = config.block_options, config.cond
+    if config.keep_known:
+        cond = cond * RESAMPLERS[config.lift]().factor ** 2
+        options = {**options, "known": config.image_channels, "image": 0 if config.stem else 1}
     parts = list[Invertible]()
     for _ in range(config.blocks[level]):
-        parts.append(build_block(config.block, config.channels[level], cond=config.cond, **config.block_options))
+        parts.append(build_block(config.block, config.channels[level], cond=cond, **options))
         if config.mixing:
             parts.append(OrthogonalMixing(config.channels[level]))
-    return Chain(parts, memory_free=memory_free)
+    return parts
 
 
 def _crop(image: Tensor, size: tuple[int, int]) -> Tensor:

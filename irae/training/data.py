@@ -14,17 +14,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from irae.datasets import DatasetError, image_paths
-from irae.degrade import NOISES, as_rgb, noise_condition, to_8bit
-from irae.training.recipe import Data, NoiseMix, Recipe
+from irae.training.recipe import Data, Recipe
+from irae.training.tasks import TASKS
 
 Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Patches for one step: noisy and clean (N, 3, P, P), condition (N, 2, P, P)."""
+    """Patches for one step: damaged and clean (N, 3, P, P), condition (N, K, P, P)."""
 
-    noisy: Tensor
+    damaged: Tensor
     clean: Tensor
     cond: Tensor
 
@@ -32,7 +32,7 @@ class Batch:
         """The batch on a device, images in channels_last."""
         layout = torch.channels_last
         return Batch(
-            self.noisy.to(device, non_blocking=True, memory_format=layout),
+            self.damaged.to(device, non_blocking=True, memory_format=layout),
             self.clean.to(device, non_blocking=True, memory_format=layout),
             self.cond.to(device, non_blocking=True),
         )
@@ -47,7 +47,8 @@ class PatchBatches(Dataset[Batch]):
     """
 
     def __init__(self, recipe: Recipe, images: list[Image]) -> None:
-        largest = max(stage.patch for stage in recipe.stages)
+        self.task = TASKS[recipe.model.task](recipe)
+        largest = max(stage.patch for stage in recipe.stages) + self.task.margin
         self.images = [image for image in images if min(image.shape[:2]) >= largest]
         if not self.images:
             raise DatasetError(f"No training image is at least {largest} x {largest} pixels.")
@@ -63,16 +64,16 @@ class PatchBatches(Dataset[Batch]):
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         stage, data = self.recipe.stage_at(step), self.recipe.data
         picks = rng.choice(len(self.images), stage.batch, p=self.weights)
-        patches = np.stack([cut_patch(self.images[i], stage.patch, data, rng) for i in picks])
+        patches = np.stack([cut_patch(self.images[i], stage.patch + self.task.margin, data, rng) for i in picks])
         clean = torch.from_numpy(patches).permute(0, 3, 1, 2).float() / 255
         clean = recolour(clean, data.recolour, rng)
         grey = rng.random(stage.batch) < data.grey
         samples = [
-            damage(image.mean(0, keepdim=True) if is_grey else image, self.recipe.noise, rng, generator)
+            self.task.sample(image.mean(0, keepdim=True) if is_grey else image, rng, generator)
             for image, is_grey in zip(clean, grey, strict=True)
         ]
-        noisy, target, cond = (torch.stack(parts) for parts in zip(*samples, strict=True))
-        return Batch(noisy, target, cond)
+        damaged, target, cond = (torch.stack(parts) for parts in zip(*samples, strict=True))
+        return Batch(damaged, target, cond)
 
 
 def cut_patch(image: Image, size: int, data: Data, rng: np.random.Generator) -> Image:
@@ -101,20 +102,6 @@ def recolour(clean: Tensor, share: float, rng: np.random.Generator) -> Tensor:
     clean = clean.clone()
     clean[chosen] = patches[:, torch.from_numpy(rng.permutation(3))].clamp(0, 1)
     return clean
-
-
-def damage(
-    clean: Tensor, mix: NoiseMix, rng: np.random.Generator, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A noisy patch, its clean target (3, P, P each) and its condition (2, P, P), from a clean one (1 or 3, P, P)."""
-    names = list(mix.shares)
-    shares = np.array([mix.shares[name] for name in names])
-    name = names[rng.choice(len(names), p=shares / shares.sum())]
-    degraded = NOISES[name].draw(rng.uniform(*mix.sigma), generator)(clean, generator)
-    noisy = to_8bit(degraded.image) if rng.random() < mix.files else degraded.image
-    known = rng.random() >= mix.hidden
-    cond = noise_condition(degraded.sigma[None] if known else None)[0]
-    return as_rgb(noisy), as_rgb(clean), cond.expand(-1, *clean.shape[-2:])
 
 
 def load_training_images(data: Data, root: Path | None = None) -> tuple[list[Image], dict[str, Image]]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from irae.degrade import NOISES
 from irae.errors import IraeError
+from irae.masks import MASKS
 from irae.models.irae import IRAEConfig
 
 LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss}
@@ -69,6 +70,48 @@ class NoiseMix:
 
 
 @dataclass(frozen=True)
+class JpegMix:
+    """How patches are compressed.
+
+    Attributes:
+        quality: lowest and highest quality of libjpeg, drawn uniformly.
+        subsampled: share of 4:2:0; the others are 4:4:4.
+        flattened: share whose tables lie between libjpeg's and flat ones.
+        twice: share compressed before, at another quality and grid.
+        noise: share that carries noise before compression, of up to `noise_most` 8-bit levels; it stays in the target.
+        hidden: share whose tables and grid the network is not told.
+    """
+
+    quality: tuple[int, int] = (5, 95)
+    subsampled: float = 0.7
+    flattened: float = 0.2
+    twice: float = 0.1
+    noise: float = 0.25
+    noise_most: float = 8.0
+    hidden: float = 1 / 3
+
+    def __post_init__(self) -> None:
+        if len(self.quality) != 2 or not 1 <= self.quality[0] <= self.quality[1] <= 100:
+            raise ValueError("The JPEG qualities are two, the lower first, between 1 and 100.")
+
+
+@dataclass(frozen=True)
+class MaskMix:
+    """How holes are made.
+
+    Attributes:
+        shares: of each mask in `irae.masks.MASKS`.
+    """
+
+    shares: dict[str, float] = field(default_factory=lambda: dict.fromkeys(MASKS, 1.0))
+
+    def __post_init__(self) -> None:
+        shares = self.shares.values()
+        if not set(self.shares) <= set(MASKS) or min(shares, default=0) < 0 or sum(shares) <= 0:
+            raise ValueError(f"Mask shares are not negative, not all 0, and of: {', '.join(MASKS)}.")
+
+
+@dataclass(frozen=True)
 class Stage:
     """A part of the run: `steps` steps of `batch` patches of `patch` x `patch` pixels, with loss "l1" or "mse".
 
@@ -116,7 +159,8 @@ class Recipe:
     Attributes:
         name: of the weights that it makes.
         model: the architecture.
-        data, noise, stages, optimiser: see there.
+        data, stages, optimiser: see there.
+        noise, jpeg, masks: how patches are damaged, one for each task; that of the model's task counts.
         seed: of initialisation and all sampling.
         memory_free: rebuild activations in the backward pass instead of keeping them.
         digest: sha256 of the file.
@@ -127,6 +171,8 @@ class Recipe:
     data: Data
     stages: tuple[Stage, ...]
     noise: NoiseMix = NoiseMix()
+    jpeg: JpegMix = JpegMix()
+    masks: MaskMix = field(default_factory=MaskMix)
     optimiser: Optimiser = Optimiser()
     seed: int = 0
     memory_free: bool = False

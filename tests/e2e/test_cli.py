@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from irae import cli
+from irae.engine import CHOICES
 from irae.images import Picture, read_image, write_image
 from irae.pipeline import FORMAT_SUFFIXES
-from irae.restorer import DEVICES, PRECISIONS, TASKS
+from irae.restorer import DEVICES, PRECISIONS
 
 Run = Callable[..., "Result"]
 
@@ -206,7 +207,7 @@ def test_a_rest_is_only_kept_beside_the_exact_pixels(run: Run, tmp_path: Path, p
 
 
 def test_choices_are_those_of_the_library() -> None:
-    assert tuple(cli.Task) == TASKS and tuple(cli.Device) == DEVICES and tuple(cli.Precision) == PRECISIONS
+    assert tuple(cli.Task) == CHOICES and tuple(cli.Device) == DEVICES and tuple(cli.Precision) == PRECISIONS
     assert tuple(cli.Format) == tuple(FORMAT_SUFFIXES)
 
 

@@ -20,6 +20,8 @@ CONFIGS = {
     "affine": IRAEConfig(channels=(12,), block="affine"),
     "bijective": IRAEConfig(channels=(6,), blocks=(3,), block="affine", lifted=False),
     "Haar lift": IRAEConfig(channels=(16, 32), blocks=(1, 1), lift="haar", squeeze="unshuffle"),
+    "stem": IRAEConfig(channels=(16,), stem=True),
+    "stem on two levels": IRAEConfig(channels=(16, 24), blocks=(1, 1), stem=True, block="affine"),
     "DCT lift": IRAEConfig(channels=(192,), lift="dct", block_options={"hidden": 16}),
 }
 
@@ -45,6 +47,23 @@ def test_recover_gives_the_input_back(model: IRAE, size: tuple[int, int]) -> Non
         assert torch.equal(x, model.restore(y, cond))
         assert (model.recover(x, rest, cond) - y).abs().max() < 0.01 / 255
     assert (x - y).abs().max() > 1 / 255  # something happened
+
+
+@pytest.mark.parametrize("block", ["additive", "affine"])
+@pytest.mark.parametrize("stem", [True, False])
+def test_known_pixels_stay_and_holes_come_back(block: str, stem: bool) -> None:
+    options = {"subnet": "u", "levels": 2}
+    config = IRAEConfig("inpaint", block, options, channels=(16,), blocks=(2,), cond=1, keep_known=True, stem=stem)
+    model, (y, _) = random_model(config), images(37, 51)
+    known = (torch.rand(2, 1, 37, 51, generator=torch.Generator().manual_seed(1)) < 0.6).float()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        low = model.restore(y, known)
+    with torch.no_grad():
+        x, rest = model.restore_with_rest(y, known)
+        assert (model.recover(x, rest, known) - y).abs().max() < 0.01 / 255
+    here = known.expand_as(y) == 1
+    assert torch.equal(x[here], y[here]) and torch.equal(low[here], y[here])
+    assert ((x - y)[~here].abs() > 1e-4).float().mean() > 0.9
 
 
 def test_decode_of_encode_is_restore(model: IRAE) -> None:

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from irae.conditions import JPEG_CONDITION
 from irae.images import Picture, write_image
 from irae.models.irae import IRAE
-from irae.training.data import PatchBatches, damage, load_training_images
+from irae.training.data import PatchBatches, load_training_images
 from irae.training.muon import Muon, orthogonalise
 from irae.training.recipe import Data, NoiseMix, Optimiser, Recipe, RecipeError, Stage, load_recipe
+from irae.training.tasks import TASKS, Denoising
 from irae.training.train import Options, make_optimisers, train
-from irae.weights import load_model
+from irae.weights import installed_weights, load_model, weights_info
 from tests.conftest import SMALL
 
 
@@ -78,7 +80,7 @@ def test_a_batch_depends_on_the_step_alone(folder: Path) -> None:
     assert len(images) == 3 and list(held_out) == ["held"]
     first, again = PatchBatches(made, images), PatchBatches(made, images)
     first[0]
-    assert torch.equal(first[3].noisy, again[3].noisy) and not torch.equal(first[3].noisy, first[4].noisy)
+    assert torch.equal(first[3].damaged, again[3].damaged) and not torch.equal(first[3].damaged, first[4].damaged)
     assert first[3].clean.shape == (4, 3, 32, 32) and first[7].clean.shape == (2, 3, 48, 48)
 
 
@@ -86,7 +88,7 @@ def test_shares_of_files_and_hidden_levels() -> None:
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     mix = NoiseMix(sigma=(10, 60), hidden=0.4, files=0.5)
     clean = torch.full((3, 16, 16), 0.5)
-    samples = [damage(clean, mix, rng, generator) for _ in range(400)]
+    samples = [Denoising(mix).sample(clean, rng, generator) for _ in range(400)]
     on_levels = [bool(torch.allclose((noisy * 255).round(), noisy * 255, atol=1e-3)) for noisy, _, _ in samples]
     hidden = [float(cond[1].max()) == 0 for _, _, cond in samples]
     assert np.mean(on_levels) == pytest.approx(0.5, abs=0.08)
@@ -121,13 +123,29 @@ def test_every_parameter_has_one_optimiser() -> None:
     assert all(p.ndim == 4 for group in muon.param_groups for p in group["params"])
 
 
-def test_the_shipped_recipe_is_the_one_of_the_weights() -> None:
-    shipped = load_recipe(Path(__file__).parents[2] / "recipes" / "denoise.toml")
-    assert load_model("denoise").config == shipped.model
-    from irae.weights import weights_info
+@pytest.mark.parametrize("name", installed_weights())
+def test_the_shipped_recipe_is_the_one_of_the_weights(name: str) -> None:
+    shipped = load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.toml")
+    assert load_model(name).config == shipped.model
+    assert weights_info(name).facts["recipe_sha256"] == shipped.digest
+    assert weights_info(name).facts["steps"] == shipped.steps
 
-    assert weights_info("denoise").facts["recipe_sha256"] == shipped.digest
-    assert weights_info("denoise").facts["steps"] == shipped.steps
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_trains(folder: Path, task: str) -> None:
+    model = {
+        "denoise": SMALL,
+        "jpeg": dataclasses.replace(SMALL, task="jpeg", cond=JPEG_CONDITION),
+        "inpaint": dataclasses.replace(SMALL, task="inpaint", cond=1, keep_known=True),
+    }[task]
+    made = recipe(folder, model=model, steps=4)
+    before = train(made, folder / "short", options=Options(precision="fp32", workers=0, max_minutes=0))
+    metrics = train(made, folder / "run", options=Options(precision="fp32", workers=0))
+    assert metrics.keys() == before.keys() and all(np.isfinite(list(metrics.values())))
+    assert load_model(folder / "run" / "tiny.safetensors").config.task == task
+    samples = PatchBatches(made, load_training_images(made.data)[0])
+    assert not torch.equal(samples[0].damaged, samples[0].clean)
+    assert samples[0].cond.shape[1] == model.cond
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,304 @@
+"""What a picture needs: finds noise and traces of JPEG compression in its pixels, and decides the steps of restoration.
+
+Levels are 8-bit levels whatever the dtype. Large pictures are judged by samples, the same ones every time.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.fft import dctn
+from scipy.ndimage import correlate1d, maximum_filter, uniform_filter
+from scipy.special import ndtr
+from scipy.stats import binom
+
+from irae.images import Picture
+from irae.jpeg import JpegTables, standard_tables
+
+Pixels = NDArray[Any]
+Floats = NDArray[np.float64]
+
+LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114])  # of JPEG, ITU-R BT.601
+WHITE_IN_LUMA = float(np.sqrt((LUMA_WEIGHTS**2).sum()))  # of the same noise in R, G and B, each on its own: 0.669
+
+# Chosen on training images (BSD400 and an ImageNet sample, also shrunk by area averaging), never on test images.
+LEAST_NOISE = 3.0
+LEAST_NOISE_GREY = 5.0
+LEAST_NOISE_IN_JPEG = 8.0
+LEAST_GRID = 8.0
+LIGHT_QUALITY = 95
+
+# What is read from training images with noise of these levels, clipped and rounded: the mean over them.
+TRUE_LEVELS = (0.0, 10.0, 15.0, 25.0, 50.0, 75.0)
+READINGS = (0.0, 9.7, 14.4, 23.5, 44.3, 56.1)
+READINGS_GREY = (0.0, 10.0, 15.0, 25.0, 46.7, 60.4)
+
+PATCH = 5
+PATCHES = 40_000
+PARTS = 20
+CROP = 512
+DETAIL_DECAY = 4.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One restoration.
+
+    Attributes:
+        task: "denoise", "jpeg" or "inpaint".
+        sigma: noise level in 8-bit levels, of "denoise".
+        offset: row and column, 0 to 7, where the first whole JPEG block begins; of "jpeg".
+        quality: libjpeg's quality factor that is most like the compression, of "jpeg".
+    """
+
+    task: str
+    sigma: float | None = None
+    offset: tuple[int, int] | None = None
+    quality: int | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The steps, in their order, none for a picture that needs nothing; and what was found, a sentence a line."""
+
+    steps: tuple[Step, ...]
+    found: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The most likely grid of JPEG blocks.
+
+    Attributes:
+        offset: row and column, 0 to 7, where the first whole block begins.
+        score: -log10 of the number of grids at least as clear that a picture without any is expected to show.
+    """
+
+    offset: tuple[int, int]
+    score: float
+
+
+def decide(picture: Picture, tables: JpegTables | None = None, mask: bool = False) -> Decision:
+    """What to do with a picture.
+
+    Args:
+        picture: as it was read.
+        tables: of the JPEG file that it was read from, None for other files.
+        mask: whether a mask of missing pixels is given.
+    """
+    if mask:
+        return Decision((Step("inpaint"),), "A mask is given: inpainting.")
+    if tables is not None:
+        return _decide_jpeg(picture.pixels, tables.luma, equal_quality(tables.luma), (0, 0), "the tables of the JPEG file")
+    grid = blockiness(picture.pixels)
+    if grid.score >= LEAST_GRID:
+        quality = estimate_quality(picture.pixels, grid.offset)
+        place = f"the {picture.format}, which was a JPEG once (blocks begin at row {grid.offset[0]}, column {grid.offset[1]})"
+        return _decide_jpeg(picture.pixels, luma_table(quality), quality, grid.offset, place)
+    level = estimate_noise(picture.pixels)
+    found = f"Noise level {level:.1f} found in the {picture.format}"
+    least = LEAST_NOISE_GREY if _levels(picture.pixels).ndim == 2 else LEAST_NOISE
+    if level < least:
+        return Decision((), f"{found}, under {least:g}, and no trace of JPEG: nothing to do.")
+    return Decision((Step("denoise", sigma=level),), f"{found}, no trace of JPEG: denoising.")
+
+
+def _decide_jpeg(pixels: Pixels, luma: Pixels, quality: int, offset: tuple[int, int], place: str) -> Decision:
+    steps, found = [], f"Quality {quality} found in {place}"
+    if quality < LIGHT_QUALITY:
+        steps.append(Step("jpeg", offset=offset, quality=quality))
+        found += ": JPEG decompression."
+    else:
+        found += f", at least {LIGHT_QUALITY}: no JPEG decompression."
+    level = estimate_jpeg_noise(pixels, luma, offset)
+    if level >= LEAST_NOISE_IN_JPEG:
+        steps.append(Step("denoise", sigma=level))
+        return Decision(tuple(steps), f"{found}\nNoise level {level:.1f} found below the compression: denoising.")
+    return Decision(tuple(steps), f"{found}\nNo noise of level {LEAST_NOISE_IN_JPEG:g} or more below the compression.")
+
+
+# --------------------------------------------------------------------------------------------- noise
+
+
+def estimate_noise(pixels: Pixels) -> float:
+    """Standard deviation of white noise, in 8-bit levels, 0 to 75.
+
+    Read from all channels together, as what no other pixel or channel foretells. So noise that is correlated between
+    pixels or channels is not seen; a picture whose channels are all the same is taken for the grey one that it is.
+
+    Args:
+        pixels: (H, W) or (H, W, 3), uint8, uint16 or float32 (1 is white).
+    """
+    levels = _levels(pixels)
+    if levels.ndim == 2:
+        return float(np.interp(_weakest_direction(levels[..., None]), READINGS_GREY, TRUE_LEVELS))
+    return float(np.interp(_weakest_direction(levels), READINGS, TRUE_LEVELS))
+
+
+def _weakest_direction(levels: NDArray[Any]) -> float:
+    """Standard deviation of (H, W, C) along the direction of least variance among 5 x 5 patches.
+
+    Detail is redundant, noise is not: in some direction of the space of patches only noise varies. Textured patches
+    are dropped, most variance first, until the least variances are alike, as those of noise alone would be (Pyatykh,
+    Hesser, Zheng: Image Noise Level Estimation by Principal Component Analysis, IEEE TIP 2013).
+    """
+    height, width, channels = levels.shape
+    if min(height, width) < 2 * PATCH:
+        return 0.0
+    windows = np.lib.stride_tricks.sliding_window_view(levels, (PATCH, PATCH), (0, 1))
+    count = windows.shape[0] * windows.shape[1]
+    at = np.arange(count) if count <= PATCHES else np.random.default_rng(0).choice(count, PATCHES, replace=False)
+    patches = windows[at // windows.shape[1], at % windows.shape[1]].reshape(len(at), channels, -1)
+    clipped = ((patches <= 0) | (patches >= 255)).mean((1, 2))
+    order = np.argsort(clipped, kind="stable")
+    patches = patches[order[: max((clipped <= 0.1).sum(), len(order) // PARTS)]]
+    patches = patches[np.argsort(patches.var(2).mean(1), kind="stable")].reshape(len(patches), -1).astype(np.float64)
+    patches -= patches.mean(0)
+
+    parts = np.array_split(patches, PARTS)
+    counts = np.cumsum([len(part) for part in parts])
+    means = np.cumsum([part.sum(0) for part in parts], 0) / counts[:, None]
+    squares = np.cumsum([part.T @ part for part in parts], 0) / counts[:, None, None]
+    for n, mean, square in list(zip(counts, means, squares, strict=True))[::-1]:
+        variances = np.linalg.eigvalsh(square - np.outer(mean, mean))
+        least = max(float(variances[0]), 0.0)
+        if variances[6] - least < 49 * least / np.sqrt(n):  # the paper's 7 variances and its factor
+            break
+    return float(np.sqrt(least))
+
+
+# --------------------------------------------------------------------------------------------- JPEG
+
+
+def blockiness(pixels: Pixels) -> Grid:
+    """The grid of 8 x 8 blocks that JPEG compression left, at any of 64 offsets, in the middle of the picture.
+
+    Compression makes many DCT coefficients zero, and only blocks of its own grid show them all. Every block that has
+    more zeros than each of those that begin within 7 pixels of it votes for its offset; without compression all
+    offsets are equally likely (after Nikoukhah et al.: ZERO, a Local JPEG Grid Origin Detector Based on the Number of
+    DCT Zeros, IPOL 2021).
+
+    Args:
+        pixels: (H, W) or (H, W, 3), uint8, uint16 or float32.
+    """
+    top, left = (max(0, (side - CROP) // 16 * 8) for side in pixels.shape[:2])  # a multiple of 8: offsets stay
+    luma = _luminance(_levels(pixels[top : top + CROP, left : left + CROP]))
+    if min(luma.shape) < 24:
+        return Grid((0, 0), 0.0)
+    zeros = np.zeros(luma.shape, np.int16)
+    for row in _cosines():
+        along = correlate1d(luma, row, axis=1)
+        for column in _cosines():
+            zeros += np.abs(correlate1d(along, column, axis=0)) < 0.5  # rounding to 8 bits makes 0.3 of a zero
+    zeros = zeros[4:-3, 4:-3]  # the filters' centre is 4: now the block that begins here
+    highest = zeros == maximum_filter(zeros, 15)
+    alone = np.rint(uniform_filter(highest.astype(np.float64), 15) * 225) == 1
+    rows, columns = np.nonzero(highest & alone)
+    votes = np.bincount(rows % 8 * 8 + columns % 8, minlength=64)
+    best = int(votes.argmax())
+    score = -(binom.logsf(votes[best] - 1, votes.sum(), 1 / 64) + np.log(64)) / np.log(10)
+    return Grid((best // 8, best % 8), float(min(score, 300)))
+
+
+@functools.cache
+def luma_table(quality: int) -> NDArray[Any]:
+    """(8, 8), libjpeg's luminance steps at a quality factor of 1 to 100."""
+    return standard_tables(quality).luma
+
+
+def equal_quality(luma: NDArray[Any]) -> int:
+    """The quality factor, 1 to 100, whose luminance steps (8, 8) are the most alike, by the mean of logarithms."""
+    means = [np.log(luma_table(quality)).mean() for quality in range(1, 101)]
+    return 1 + int(np.abs(np.array(means) - np.log(luma).mean()).argmin())
+
+
+def estimate_quality(pixels: Pixels, offset: tuple[int, int]) -> int:
+    """The quality factor, 1 to 100, of libjpeg's tables that makes the DCT coefficients of a grid the most likely.
+
+    A coefficient is a multiple of its step, give or take the rounding to 8 bits; with a probability of 2 % it is not.
+    """
+    coefficients = _coefficients(pixels, offset).reshape(-1, 64)[:, 1:]
+    blocks, frequencies = np.nonzero(np.abs(coefficients) > 1.5)
+    values = coefficients[blocks, frequencies]
+    thin = slice(None, None, 1 + len(values) // 20_000)
+    values, frequencies = values[thin], frequencies[thin]
+    likelihoods = []
+    for quality in range(1, 101):
+        steps = luma_table(quality).reshape(-1)[1:][frequencies]
+        error = values - steps * np.rint(values / steps)
+        density = np.exp(-0.5 * (error / 0.5) ** 2) / (0.5 * np.sqrt(2 * np.pi))
+        likelihoods.append(np.log(0.98 * steps * density + 0.02).sum())
+    return 1 + int(np.argmax(likelihoods))
+
+
+def estimate_jpeg_noise(pixels: Pixels, luma: NDArray[Any], offset: tuple[int, int] = (0, 0)) -> float:
+    """Standard deviation of the white noise that a picture had before its JPEG compression, in 8-bit levels.
+
+    The level that makes the quantised high frequencies of the tenth of blocks with the least low frequencies the most
+    likely. Where the steps are so coarse that none of the noise is left, it is 0.
+
+    Args:
+        pixels: (H, W) or (H, W, 3), decompressed.
+        luma: (8, 8), quantisation steps of the luminance.
+        offset: where the first whole block begins.
+    """
+    coefficients = _coefficients(pixels, offset)
+    if len(coefficients) < 32:
+        return 0.0
+    order = np.add.outer(np.arange(8), np.arange(8))
+    low = (coefficients[:, (order > 0) & (order < 8)] ** 2).sum(1)
+    weak = coefficients[np.argsort(low, kind="stable")[: max(32, len(low) // 10)]][:, order >= 8]
+    steps, order = luma[order >= 8].astype(np.float64), order[order >= 8]
+    bins = np.minimum(np.abs(np.rint(weak / steps)), 8)
+    counts = (bins == np.arange(9)[:, None, None]).sum(1)  # (9, frequencies)
+    levels = np.concatenate(([0.0], np.geomspace(0.5, 80, 60)))
+    likelihoods = np.full((len(levels), len(levels[::3])), -np.inf)
+    borders = (np.arange(9)[:, None] + 0.5) * steps
+    for i, noise in enumerate(levels):
+        for j, detail in enumerate(levels[::3]):
+            deviation = np.sqrt(noise**2 + detail**2 * (8 / order) ** DETAIL_DECAY + 0.1)  # 0.1: rounding
+            below = np.concatenate((np.zeros((1, len(order))), 2 * ndtr(borders[:-1] / deviation) - 1, np.ones((1, len(order)))))
+            likelihoods[i, j] = (counts * np.log(np.maximum(np.diff(below, axis=0), 1e-6))).sum()
+    level = levels[np.unravel_index(likelihoods.argmax(), likelihoods.shape)[0]]
+    return float(level if _levels(pixels).ndim == 2 else level / WHITE_IN_LUMA)
+
+
+def _coefficients(pixels: Pixels, offset: tuple[int, int]) -> Floats:
+    """(N, 8, 8), DCT of the whole luminance blocks in the middle of a picture, less those with clipped pixels."""
+    top, left = (
+        first + max(0, (side - 2 * CROP) // 16 * 8) for first, side in zip(offset, pixels.shape[:2], strict=True)
+    )
+    levels = _levels(pixels[top : top + 2 * CROP, left : left + 2 * CROP])
+    luma, clipped = _luminance(levels), (levels <= 0) | (levels >= 255)
+    blocks = _blocks(luma)
+    whole = ~_blocks(clipped if clipped.ndim == 2 else clipped.any(2)).any((1, 2))
+    return dctn(blocks[whole] if whole.mean() > 0.1 else blocks, axes=(1, 2), norm="ortho")
+
+
+def _blocks(plane: NDArray[Any]) -> NDArray[Any]:
+    """(N, 8, 8) of (H, W), what is left over at the right and the bottom cut off."""
+    height, width = (side // 8 * 8 for side in plane.shape)
+    return plane[:height, :width].reshape(height // 8, 8, width // 8, 8).swapaxes(1, 2).reshape(-1, 8, 8)
+
+
+@functools.cache
+def _cosines() -> Floats:
+    """(8, 8), the orthonormal DCT: a frequency a row."""
+    return dctn(np.eye(8), axes=[0], norm="ortho")
+
+
+def _levels(pixels: Pixels) -> NDArray[Any]:
+    """Pixels as float32 8-bit levels, (H, W) where the channels are the same."""
+    top = 1.0 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0]
+    return pixels.astype(np.float32) * np.float32(255 / top)
+
+
+def _luminance(levels: NDArray[Any]) -> NDArray[Any]:
+    """(H, W) of (H, W) or (H, W, 3)."""
+    return levels if levels.ndim == 2 else levels @ LUMA_WEIGHTS

@@ -1,0 +1,253 @@
+"""What is done to a picture: the wishes of the user, what the picture itself says, and the networks that do it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from irae.auto import decide
+from irae.errors import printable
+from irae.images import Picture, read_image
+from irae.jpeg import project, read_coefficients, read_tables, standard_tables
+from irae.models.irae import IRAE
+from irae.restorer import (
+    TASKS,
+    Afterwards,
+    Hints,
+    OptionError,
+    Restorer,
+    check_mask,
+    check_settings,
+    pick_device,
+    pick_precision,
+)
+
+Pixels = NDArray[Any]
+
+CHOICES = ("auto", *TASKS)
+ALPHA = "alpha"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asks for.
+
+    Attributes:
+        task: "auto" finds out what the picture needs; otherwise a task of `irae.restorer.TASKS`.
+        sigma: noise level in 8-bit levels. With "auto" it means denoising.
+        jpeg_quality: libjpeg's quality, 1 to 100, of the JPEG that a picture in another format was before, its first
+            pixel on the grid. With "auto" it means decompression.
+        mask: what is missing: a mask file (white = missing) or a folder of them by the pictures' names, "alpha"
+            (transparent = missing), "#rrggbb" (that colour = missing), or an array (H, W), not 0 = missing. With
+            "auto" it means inpainting.
+        consistent: project a decompressed JPEG onto the images that its file could have come from; None: where the
+            picture is that file.
+        strength: 1 the network's image, 0 the input, between them their mixture.
+    """
+
+    task: str = "auto"
+    sigma: float | None = None
+    jpeg_quality: int | None = None
+    mask: str | Path | Pixels | None = None
+    consistent: bool | None = None
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_settings(self.sigma, self.strength)
+        check_quality(self.jpeg_quality)
+        if self.task not in CHOICES:
+            raise OptionError(f"There is no task '{self.task}'; choose one of {', '.join(CHOICES)}.")
+        given = {"denoise": self.sigma, "jpeg": self.jpeg_quality, "inpaint": self.mask}
+        asked = {task for task, value in given.items() if value is not None}
+        if self.task != "auto" and not asked <= {self.task}:
+            other = min(asked - {self.task})
+            raise OptionError(f"The task '{self.task}' does not take the options of the task '{other}'.")
+        if "inpaint" in asked and len(asked) > 1:
+            raise OptionError("A mask means inpainting, which takes no noise level and no JPEG quality.")
+        if self.task == "inpaint" and self.mask is None:
+            raise OptionError("Inpainting needs --mask or --mask-color: what is missing.")
+        if self.consistent and not ({"auto", "jpeg"} & {self.task}):
+            raise OptionError(f"The task '{self.task}' makes nothing consistent with a JPEG file.")
+
+
+def check_quality(quality: int | None) -> None:
+    """Raises OptionError for a JPEG quality outside 1 to 100."""
+    if quality is not None and not 1 <= quality <= 100:
+        raise OptionError(f"The JPEG quality {quality} is not between 1 and 100.")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass of one network: the task, what the network is told, and what is done to its image afterwards."""
+
+    task: str
+    hints: Hints = field(default_factory=Hints)
+    afterwards: Afterwards | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to a picture.
+
+    Attributes:
+        steps: in order; none where it needs nothing.
+        found: sentences that say why.
+        picture: what the steps start from: alpha that is a mask is taken off.
+    """
+
+    steps: tuple[Step, ...]
+    found: tuple[str, ...]
+    picture: Picture
+
+
+class Engine:
+    """The networks of all tasks on a device, loaded when they are needed.
+
+    Args:
+        model: a network, or weights by name or path, for its own task; the installed ones by default.
+        device, precision: see `irae.restorer.Restorer`.
+    """
+
+    def __init__(self, model: str | Path | IRAE | None = None, device: str = "auto", precision: str = "auto") -> None:
+        pick_precision(precision, pick_device(device))  # or a wrong name would only come out at the first image
+        self.device, self.precision = device, precision
+        self.restorers: dict[str, Restorer] = {}
+        self.own_task = None
+        if model is not None:
+            restorer = Restorer(None, model, device, precision)
+            self.own_task = restorer.task
+            self.restorers[restorer.task] = restorer
+
+    def restorer(self, task: str) -> Restorer:
+        """The network of a task."""
+        if self.own_task not in (None, task):
+            raise OptionError(f"These weights are for the task '{self.own_task}', not '{task}'.")
+        if task not in self.restorers:
+            self.restorers[task] = Restorer(task, None, self.device, self.precision)
+        return self.restorers[task]
+
+    def plan(self, picture: Picture, wishes: Wishes, data: bytes = b"", name: str = "") -> Plan:
+        """What is to be done to a picture.
+
+        Args:
+            picture: the picture.
+            wishes: what the user asks for; weights given to the engine decide the task where these do not.
+            data: the bytes of its file, where it is a JPEG.
+            name: of the file, for a folder of masks.
+
+        Raises:
+            IraeError: a wish that this picture does not allow.
+        """
+        task = wishes.task
+        if task == "auto" and self.own_task is not None:
+            task = self.own_task
+            wishes = replace(wishes, task=task)
+        if wishes.mask is not None:
+            return _inpaint(picture, wishes.mask, name)
+        jpeg = picture.format == "JPEG" and bool(data)
+        if wishes.consistent and not jpeg:
+            raise OptionError("Only the result of a JPEG file can be made consistent with it.")
+        if task == "auto" and wishes.sigma is None and wishes.jpeg_quality is None:
+            decision = decide(picture, read_tables(data) if jpeg else None)
+            steps = [(step.task, step.sigma) for step in decision.steps]
+            found = tuple(decision.found.splitlines())
+        else:
+            tasks = [t for t, v in (("jpeg", wishes.jpeg_quality), ("denoise", wishes.sigma)) if v is not None]
+            steps = [(t, wishes.sigma) for t in (tasks if task == "auto" else [task])]
+            found = tuple(f"{t}, as asked" for t, _ in steps)
+        return Plan(
+            tuple(
+                _decompress(picture, wishes, data if jpeg else b"") if t == "jpeg" else Step(t, Hints(sigma=sigma))
+                for t, sigma in steps
+            ),
+            found,
+            picture,
+        )
+
+    def run(self, plan: Plan, strength: float = 1.0) -> Pixels:
+        """The restored pixels of a plan."""
+        pixels = plan.picture.pixels
+        for step in plan.steps:
+            pixels = self.restorer(step.task)(pixels, step.hints, strength, step.afterwards)
+        return pixels
+
+    def run_with_rest(self, plan: Plan, strength: float = 1.0) -> tuple[Pixels, bytes]:
+        """The restored pixels of a plan of one step, and the rest, from which the input comes back.
+
+        Raises:
+            OptionError: the plan has none or several steps.
+        """
+        if len(plan.steps) != 1:
+            raise OptionError("A rest is kept of exactly one step of restoration: name it with --task.")
+        step = plan.steps[0]
+        return self.restorer(step.task).with_rest(plan.picture.pixels, step.hints, strength, step.afterwards)
+
+
+def _decompress(picture: Picture, wishes: Wishes, data: bytes) -> Step:
+    """Decompression: the tables of the file, or those of the quality that the user gives, or blind."""
+    grey = picture.pixels.ndim == 2
+    if data:
+        hints = Hints(tables=read_tables(data), grid=(0, 0))
+        if wishes.consistent is not False:
+            coefficients = read_coefficients(data)
+            return Step("jpeg", hints, lambda image: project(image, coefficients).astype(np.float32))
+        return Step("jpeg", hints)
+    if wishes.jpeg_quality is not None:
+        return Step("jpeg", Hints(tables=standard_tables(wishes.jpeg_quality, grey=grey), grid=(0, 0)))
+    return Step("jpeg")
+
+
+def _inpaint(picture: Picture, mask: str | Path | Pixels, name: str) -> Plan:
+    """Inpainting of what a mask says; nothing where nothing is missing."""
+    missing = _missing(picture, mask, name)
+    check_mask(missing, picture.pixels)
+    if isinstance(mask, str) and mask == ALPHA:
+        picture = replace(picture, alpha=None)
+    share = missing.mean()
+    if not share:
+        return Plan((), ("nothing is missing",), picture)
+    found = f"{100 * share:.1f} % of the pixels are missing: inpainting"
+    return Plan((Step("inpaint", Hints(mask=missing)),), (found,), picture)
+
+
+def _missing(picture: Picture, mask: str | Path | Pixels, name: str) -> NDArray[np.bool_]:
+    """What a mask says is missing, (H, W)."""
+    if isinstance(mask, np.ndarray):
+        return np.asarray(mask != 0) if mask.ndim == 2 else np.asarray((mask != 0).any(-1))
+    if isinstance(mask, str) and mask == ALPHA:
+        if picture.alpha is None:
+            raise OptionError("The picture has no transparency that could say what is missing.")
+        return np.asarray(picture.alpha == 0)
+    if isinstance(mask, str) and mask.startswith("#"):
+        colour = parse_colour(mask) * (257 if picture.pixels.dtype == np.uint16 else 1)
+        pixels = picture.pixels[..., None] if picture.pixels.ndim == 2 else picture.pixels
+        return np.asarray((pixels == colour).all(-1))
+    path = Path(mask)
+    if path.is_dir():
+        path = _mask_of(path, name)
+    shades = read_image(path).pixels
+    top = np.iinfo(shades.dtype).max
+    return np.asarray((shades if shades.ndim == 2 else shades.max(2)) > top // 2)
+
+
+def _mask_of(folder: Path, name: str) -> Path:
+    """The mask of a picture in a folder of masks: the same name, whatever the suffix."""
+    found = sorted(path for path in folder.iterdir() if path.is_file() and path.stem == Path(name).stem)
+    if len(found) != 1:
+        raise OptionError(f"{printable(folder)} holds {len(found)} masks named {Path(name).stem!r}: one is needed.")
+    return found[0]
+
+
+def parse_colour(text: str) -> NDArray[np.uint16]:
+    """Red, green and blue, 0 to 255, of "#rrggbb"."""
+    try:
+        values = bytes.fromhex(text.removeprefix("#"))
+    except ValueError:
+        values = b""
+    if len(values) != 3:
+        raise OptionError(f"'{text}' is no colour: write it as #rrggbb, such as #ff00ff.")
+    return np.frombuffer(values, np.uint8).astype(np.uint16)

@@ -1,0 +1,129 @@
+"""What a picture needs: noise levels and grids are found where they are, and nothing where there is nothing."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.data import astronaut, coffee
+from skimage.transform import downscale_local_mean
+
+from irae.auto import (
+    LEAST_GRID,
+    Step,
+    blockiness,
+    decide,
+    equal_quality,
+    estimate_jpeg_noise,
+    estimate_noise,
+    estimate_quality,
+)
+from irae.images import Picture
+from irae.jpeg import standard_tables
+
+
+@pytest.fixture(scope="module", params=[astronaut, coffee], ids=lambda image: image.__name__)
+def clean(request: pytest.FixtureRequest) -> NDArray[Any]:
+    """A photograph at half its size, about (250, 280, 3), uint8: without a trace of the JPEG that it once was."""
+    return np.rint(downscale_local_mean(request.param(), (2, 2, 1))).astype(np.uint8)
+
+
+def noisy(image: NDArray[Any], sigma: float) -> NDArray[Any]:
+    """Clipped and rounded, as a file is."""
+    noise = np.random.default_rng(0).standard_normal(image.shape)
+    return np.rint(image + sigma * noise).clip(0, 255).astype(np.uint8)
+
+
+def compressed(image: NDArray[Any], quality: int) -> NDArray[Any]:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return np.array(Image.open(file))
+
+
+@pytest.mark.parametrize("sigma", [5, 15, 25, 50])
+def test_noise_level_of_a_clipped_file(clean: NDArray[Any], sigma: float) -> None:
+    assert estimate_noise(noisy(clean, sigma)) == pytest.approx(sigma, rel=0.1)
+
+
+@pytest.mark.parametrize("sigma", [10, 25])
+def test_noise_level_of_a_grey_file(clean: NDArray[Any], sigma: float) -> None:
+    grey = noisy(clean[..., 1], sigma)
+    assert estimate_noise(grey) == pytest.approx(sigma, rel=0.25)  # texture passes for noise more easily
+    assert estimate_noise(np.dstack([grey] * 3)) == estimate_noise(grey)
+
+
+def test_noise_level_is_in_8_bit_levels_whatever_the_dtype(clean: NDArray[Any]) -> None:
+    image = noisy(clean, 15)
+    level = estimate_noise(image)
+    assert estimate_noise(image.astype(np.uint16) * 257) == pytest.approx(level, abs=0.01)
+    assert estimate_noise(image.astype(np.float32) / 255) == pytest.approx(level, abs=0.01)
+
+
+def test_a_clean_photograph_is_left_alone(clean: NDArray[Any]) -> None:
+    decision = decide(Picture(clean))
+    assert decision.steps == () and "nothing to do" in decision.found
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 300, 3), (23, 23), (64, 64, 3)])
+@pytest.mark.parametrize("value", [0, 128])
+def test_a_picture_with_nothing_in_it_is_left_alone(shape: tuple[int, ...], value: int) -> None:
+    image = np.full(shape, value, np.uint8)
+    assert estimate_noise(image) == 0 and blockiness(image).score < LEAST_GRID
+    assert decide(Picture(image)).steps == ()
+    assert decide(Picture(image, format="JPEG"), standard_tables(50)).steps[0].task == "jpeg"
+
+
+def test_a_noisy_photograph_is_denoised_at_its_level(clean: NDArray[Any]) -> None:
+    decision = decide(Picture(noisy(clean, 20)))
+    (step,) = decision.steps
+    assert step == Step("denoise", sigma=step.sigma) and step.sigma == pytest.approx(20, rel=0.1)
+    assert f"{step.sigma:.1f}" in decision.found
+
+
+@pytest.mark.parametrize("offset", [(0, 0), (3, 5), (7, 1)])
+@pytest.mark.parametrize("quality", [10, 50, 90])
+def test_grid_and_quality_of_a_png_that_was_a_jpeg(
+    clean: NDArray[Any], offset: tuple[int, int], quality: int
+) -> None:
+    image = compressed(clean, quality)[8 - offset[0] :, 8 - offset[1] :]
+    grid = blockiness(image)
+    assert grid.offset == offset and grid.score > 2 * LEAST_GRID
+    assert estimate_quality(image, offset) == pytest.approx(quality, abs=3)
+    step = decide(Picture(image)).steps[0]
+    assert (step.task, step.offset) == ("jpeg", offset)
+
+
+@pytest.mark.parametrize("sigma", [0, 5, 40])
+def test_no_grid_where_there_is_none(clean: NDArray[Any], sigma: float) -> None:
+    assert blockiness(noisy(clean, sigma)).score < LEAST_GRID / 2
+
+
+def test_a_jpeg_file_is_judged_by_its_tables(clean: NDArray[Any]) -> None:
+    strong = decide(Picture(compressed(clean, 40), format="JPEG"), standard_tables(40))
+    assert strong.steps == (Step("jpeg", offset=(0, 0), quality=40),)
+    assert "Quality 40" in strong.found
+    light = decide(Picture(compressed(clean, 96), format="JPEG"), standard_tables(96))
+    assert light.steps == ()
+
+
+@pytest.mark.parametrize("quality", [60, 90])
+def test_noise_below_the_compression_is_found(clean: NDArray[Any], quality: int) -> None:
+    image, tables = compressed(noisy(clean, 20), quality), standard_tables(quality)
+    assert estimate_jpeg_noise(image, tables.luma) == pytest.approx(20, rel=0.2)
+    assert estimate_noise(image) < 5  # what is left of it is not white any more
+    decision = decide(Picture(image, format="JPEG"), tables)
+    assert [step.task for step in decision.steps] == ["jpeg", "denoise"]
+    assert decision.steps[1].sigma == pytest.approx(20, rel=0.2)
+
+
+def test_quality_of_tables() -> None:
+    assert [equal_quality(standard_tables(q).luma) for q in (1, 10, 49, 50, 75, 95, 100)] == [1, 10, 49, 50, 75, 95, 100]
+    assert equal_quality(standard_tables(80).luma.T) == 80
+
+
+def test_a_mask_means_inpainting(clean: NDArray[Any]) -> None:
+    assert decide(Picture(noisy(clean, 20)), mask=True).steps == (Step("inpaint"),)
