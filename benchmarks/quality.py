@@ -1,62 +1,154 @@
-"""Denoising quality by the usual protocol: one table, PSNR and SSIM by data set and noise level.
+"""Quality of the shipped networks by the usual protocols: one table a task.
 
-Clean 8-bit image / 255 plus Gaussian noise in float, neither clipped nor rounded ("float"), or clipped and rounded
-first, as a user's file is ("file"); the noise is seeded by the image's name. Output clipped and rounded to 8 bits;
-PSNR over all channels and pixels; mean over images.
+    python benchmarks/quality.py denoise [--data cbsd68,set12] [--precision fp32]
+    python benchmarks/quality.py jpeg [--data live1] [--grey]
+    python benchmarks/quality.py inpaint [--data cbsd68]
 
-    python benchmarks/quality.py --data cbsd68,set12 [--precision fp32] [--model denoise]
+Outputs are clipped and rounded to 8 bits; PSNR over all channels and pixels; mean over images. What is random is
+seeded by the image's name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
+import cv2
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from irae.classical import INPAINTERS
 from irae.datasets import image_paths
 from irae.degrade import GaussianNoise, generator_for, to_8bit
-from irae.images import read_image
-from irae.metrics import psnr, ssim
+from irae.engine import Engine, Wishes
+from irae.images import Picture, read_image
+from irae.jpeg import consistent_share
+from irae.masks import MASKS, mask_for
+from irae.metrics import psnr, psnr_b, ssim
 from irae.restorer import Hints, Restorer, as_pixels, as_tensor
 
-
-def measure(restorer: Restorer, paths: list[Path], sigma: float, known: bool, file: bool) -> tuple[float, float]:
-    """Mean PSNR in dB and SSIM over images."""
-    scores = []
-    for path in paths:
-        clean = read_image(path).pixels
-        noisy = GaussianNoise(sigma)(as_tensor(clean)[0], generator_for(path.stem)).image
-        pixels = as_pixels((to_8bit(noisy) if file else noisy)[None], np.empty_like(clean, np.float32))
-        restored = restorer(pixels, Hints(sigma if known else None))
-        result = np.rint(restored.clip(0, 1) * 255).astype(np.uint8)
-        scores.append((psnr(result, clean), ssim(result, clean)))
-    mean = np.mean(scores, axis=0)
-    return float(mean[0]), float(mean[1])
+Image = NDArray[np.uint8]
+app = typer.Typer(add_completion=False)
+DataOption = Annotated[str, typer.Option(help="Image sets by name, or folders; commas between.")]
+PrecisionOption = Annotated[str, typer.Option(help="fp32 or bf16.")]
 
 
-def main(
-    data: Annotated[str, typer.Option(help="Image sets by name, or folders; commas between.")] = "cbsd68",
+@app.command()
+def denoise(
+    data: DataOption = "cbsd68",
     model: Annotated[str, typer.Option()] = "denoise",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    precision: PrecisionOption = "fp32",
     sigmas: Annotated[str, typer.Option(help="Noise levels.")] = "15,25,50",
     protocol: Annotated[str, typer.Option(help="float, file or both.")] = "both",
 ) -> None:
-    """Print the table."""
+    """Gaussian noise in float, neither clipped nor rounded ("float"), or clipped and rounded first ("file")."""
     restorer = Restorer(model=model, precision=precision)
     table = Table("data", "protocol", "noise level", *(f"sigma {s}: PSNR / SSIM" for s in sigmas.split(",")))
     protocols = ("float", "file") if protocol == "both" else (protocol,)
     rows = [(name, kind, known) for name in data.split(",") for kind in protocols for known in (True, False)]
-    for name, kind, known in track(rows, console=Console(stderr=True)):
-        paths = image_paths(name)
-        cells = [measure(restorer, paths, float(s), known, kind == "file") for s in sigmas.split(",")]
-        table.add_row(name, kind, "given" if known else "blind", *(f"{p:.3f} / {s:.4f}" for p, s in cells))
+    for name, kind, known in _progress(rows):
+        cells = []
+        for sigma in map(float, sigmas.split(",")):
+            scores = []
+            for path, clean in _images(name):
+                noisy = GaussianNoise(sigma)(as_tensor(clean)[0], generator_for(path.stem)).image
+                pixels = as_pixels((to_8bit(noisy) if kind == "file" else noisy)[None], clean.astype(np.float32))
+                result = _rounded(restorer(pixels, Hints(sigma if known else None)))
+                scores.append((psnr(result, clean), ssim(result, clean)))
+            cells.append("{:.3f} / {:.4f}".format(*np.mean(scores, axis=0)))
+        table.add_row(name, kind, "given" if known else "blind", *cells)
     Console(width=120).print(table)
 
 
+@app.command()
+def jpeg(
+    data: DataOption = "live1",
+    model: Annotated[str, typer.Option()] = "jpeg",
+    precision: PrecisionOption = "fp32",
+    qualities: Annotated[str, typer.Option(help="libjpeg's qualities.")] = "10,20,30,40",
+    grey: Annotated[bool, typer.Option(help="Y of MATLAB's rgb2ycbcr, as a grey JPEG.")] = False,
+) -> None:
+    """JPEG files by OpenCV's libjpeg, 4:2:0: PSNR / SSIM / PSNR-B."""
+    engine = Engine(model, precision=precision)
+    ways: dict[str, Callable[[Picture, bytes], Image]] = {
+        "the JPEG itself": lambda picture, _: picture.pixels,
+        "blind": lambda picture, _: engine.restorer("jpeg")(picture.pixels),
+        "its tables": lambda picture, file: _run(engine, picture, file, consistent=False),
+        "its tables, consistent": lambda picture, file: _run(engine, picture, file, consistent=True),
+    }
+    table = Table("data", "", *(f"q {q}: PSNR / SSIM / PSNR-B / same" for q in qualities.split(",")))
+    for name, way in _progress([(name, way) for name in data.split(",") for way in ways]):
+        cells = []
+        for quality in map(int, qualities.split(",")):
+            scores = []
+            for _, image in _images(name):
+                clean = matlab_luma(image) if grey and image.ndim == 3 else image
+                encodable = clean if clean.ndim == 2 else np.ascontiguousarray(clean[..., ::-1])
+                file = cv2.imencode(".jpg", encodable, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+                result = ways[way](read_image(file), file)
+                measures = (psnr, ssim, psnr_b)
+                scores.append((*(measure(result, clean) for measure in measures), 100 * consistent_share(result, file)))
+            cells.append("{:.3f} / {:.4f} / {:.3f} / {:.2f} %".format(*np.mean(scores, axis=0)))
+        table.add_row(name, way, *cells)
+    Console(width=200).print(table)
+
+
+@app.command()
+def inpaint(
+    data: DataOption = "cbsd68",
+    model: Annotated[str, typer.Option()] = "inpaint",
+    precision: PrecisionOption = "fp32",
+    kinds: Annotated[str, typer.Option(help="Masks.")] = ",".join(MASKS),
+    classical: Annotated[bool, typer.Option(help="Also the classical methods; they take hours.")] = False,
+) -> None:
+    """Holes: PSNR / SSIM over the whole image, and PSNR over the missing pixels alone."""
+    restorer = Restorer(model=model, precision=precision)
+    methods: dict[str, Callable[[Image, NDArray[np.bool_]], Image]] = {
+        "irae": lambda image, mask: restorer(image, Hints(mask=mask)),
+        **(INPAINTERS if classical else {}),
+    }
+    table = Table("data", "method", *(f"{kind}" for kind in kinds.split(",")))
+    for name, method in _progress([(name, method) for name in data.split(",") for method in methods]):
+        cells = []
+        for kind in kinds.split(","):
+            scores = []
+            for path, clean in _images(name):
+                mask = mask_for(path.stem, kind, *clean.shape[:2])
+                damaged = clean.copy()
+                damaged[mask] = 0
+                result = methods[method](damaged, mask)
+                scores.append((psnr(result, clean), ssim(result, clean), psnr(result[mask], clean[mask])))
+            cells.append("{:.2f} / {:.4f} / {:.2f}".format(*np.mean(scores, axis=0)))
+        table.add_row(name, method, *cells)
+    Console(width=220).print(table)
+
+
+def matlab_luma(image: Image) -> Image:
+    """Y of MATLAB's rgb2ycbcr, 16 to 235, of (H, W, 3) RGB."""
+    luma = image @ np.array([65.481, 128.553, 24.966]) / 255 + 16
+    return np.rint(luma).astype(np.uint8)
+
+
+def _run(engine: Engine, picture: Picture, file: bytes, consistent: bool) -> Image:
+    return engine.run(engine.plan(picture, Wishes("jpeg", consistent=consistent), file))
+
+
+def _images(name: str) -> Iterator[tuple[Path, Image]]:
+    return ((path, read_image(path).pixels) for path in image_paths(name))
+
+
+def _rounded(image: NDArray[np.float32]) -> Image:
+    return np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+
+
+def _progress(rows: list[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    return iter(track(rows, console=Console(stderr=True)))
+
+
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -52,7 +52,7 @@ def test_noise_level_of_a_clipped_file(clean: NDArray[Any], sigma: float) -> Non
 @pytest.mark.parametrize("sigma", [10, 25])
 def test_noise_level_of_a_grey_file(clean: NDArray[Any], sigma: float) -> None:
     grey = noisy(clean[..., 1], sigma)
-    assert estimate_noise(grey) == pytest.approx(sigma, rel=0.25)  # texture passes for noise more easily
+    assert estimate_noise(grey) == pytest.approx(sigma, rel=0.3)  # fine texture passes for noise more easily
     assert estimate_noise(np.dstack([grey] * 3)) == estimate_noise(grey)
 
 
@@ -86,9 +86,7 @@ def test_a_noisy_photograph_is_denoised_at_its_level(clean: NDArray[Any]) -> Non
 
 @pytest.mark.parametrize("offset", [(0, 0), (3, 5), (7, 1)])
 @pytest.mark.parametrize("quality", [10, 50, 90])
-def test_grid_and_quality_of_a_png_that_was_a_jpeg(
-    clean: NDArray[Any], offset: tuple[int, int], quality: int
-) -> None:
+def test_grid_and_quality_of_a_png_that_was_a_jpeg(clean: NDArray[Any], offset: tuple[int, int], quality: int) -> None:
     image = compressed(clean, quality)[8 - offset[0] :, 8 - offset[1] :]
     grid = blockiness(image)
     assert grid.offset == offset and grid.score > 2 * LEAST_GRID
@@ -121,7 +119,15 @@ def test_noise_below_the_compression_is_found(clean: NDArray[Any], quality: int)
 
 
 def test_quality_of_tables() -> None:
-    assert [equal_quality(standard_tables(q).luma) for q in (1, 10, 49, 50, 75, 95, 100)] == [1, 10, 49, 50, 75, 95, 100]
+    assert [equal_quality(standard_tables(q).luma) for q in (1, 10, 49, 50, 75, 95, 100)] == [
+        1,
+        10,
+        49,
+        50,
+        75,
+        95,
+        100,
+    ]
     assert equal_quality(standard_tables(80).luma.T) == 80
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from irae.conditions import noise_condition
 from irae.degrade import (
     NOISES,
     GaussianNoise,
@@ -49,13 +48,6 @@ def test_shot_noise_grows_with_the_light() -> None:
 def test_varying_noise_varies_within_its_bounds() -> None:
     sigma = VaryingNoise(5, 40)(grey(), generator_for("x")).sigma
     assert 5 <= sigma.min() < 20 and 25 < sigma.max() <= 40
-
-
-def test_condition_tells_the_level_or_that_it_is_not_known() -> None:
-    assert noise_condition(51.0).flatten().tolist() == pytest.approx([0.2, 1])
-    assert noise_condition(None).flatten().tolist() == [0, 0]
-    level = noise_condition(torch.full((1, 1, 4, 6), 25.5))
-    assert level.shape == (1, 2, 4, 6) and float(level[0, 0, 0, 0]) == pytest.approx(0.1)
 
 
 def test_grey_becomes_three_equal_channels() -> None:

@@ -1,0 +1,182 @@
+"""What is done to a picture: masks from every source, JPEG files with their tables, and wishes that make no sense."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import irae
+from irae.conditions import JPEG_CONDITION
+from irae.engine import Engine, Wishes
+from irae.errors import IraeError
+from irae.images import Picture, read_image, write_image
+from irae.jpeg import consistent_share, encode_jpeg, project, standard_tables
+from irae.restorer import HOLE_DEPTH, Hints, Restorer
+from irae.weights import save_weights
+from tests.conftest import SMALL, random_model
+
+Pixels = NDArray[Any]
+
+CONFIGS = {
+    "jpeg": replace(SMALL, task="jpeg", cond=JPEG_CONDITION, stem=True),
+    "inpaint": replace(SMALL, task="inpaint", cond=1, keep_known=True, stem=True),
+}
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Engine]:
+    """Engines with small random networks, by task."""
+    made = {}
+    for task, config in CONFIGS.items():
+        path = tmp_path_factory.mktemp("weights") / f"{task}.safetensors"
+        save_weights(path, config, random_model(config).state_dict(), {"steps": 0})
+        made[task] = Engine(path)
+    return made
+
+
+@pytest.fixture
+def holes(photo: Pixels) -> NDArray[np.bool_]:
+    return np.random.default_rng(0).random(photo.shape[:2]) < 0.3
+
+
+def inpainted(engine: Engine, picture: Picture, mask: Any, name: str = "") -> tuple[Pixels, Picture]:
+    plan = engine.plan(picture, Wishes(mask=mask), name=name)
+    return engine.run(plan), plan.picture
+
+
+@pytest.mark.parametrize("kind", ["rgb", "grey", "16 bit"])
+def test_known_pixels_stay_bit_for_bit(
+    engines: dict[str, Engine], photo: Pixels, holes: NDArray[np.bool_], kind: str
+) -> None:
+    pixels = {"grey": photo[..., 1], "16 bit": photo.astype(np.uint16) * 257 + 3}.get(kind, photo)
+    result, _ = inpainted(engines["inpaint"], Picture(pixels), holes)
+    assert result.dtype == pixels.dtype and np.array_equal(result[~holes], pixels[~holes])
+    assert (result[holes] != pixels[holes]).mean() > 0.5
+    painted = pixels.copy()
+    painted[holes] = 0
+    assert np.array_equal(inpainted(engines["inpaint"], Picture(painted), holes)[0], result)
+
+
+def test_a_mask_has_many_sources(
+    engines: dict[str, Engine], photo: Pixels, holes: NDArray[np.bool_], tmp_path: Path
+) -> None:
+    engine, magenta = engines["inpaint"], np.array([255, 0, 255], np.uint8)
+    expected, _ = inpainted(engine, Picture(photo), holes)
+    write_image(tmp_path / "photo.png", Picture(holes.astype(np.uint8) * 255))
+    for mask in (tmp_path / "photo.png", str(tmp_path / "photo.png"), tmp_path):
+        assert np.array_equal(inpainted(engine, Picture(photo), mask, "photo.jpg")[0], expected)
+    transparent = Picture(photo, np.where(holes, 0, 255).astype(np.uint8))
+    result, picture = inpainted(engine, transparent, "alpha")
+    assert np.array_equal(result, expected) and picture.alpha is None  # opaque now
+    coloured = photo.copy()
+    coloured[holes] = magenta
+    assert np.array_equal(inpainted(engine, Picture(coloured), "#ff00ff")[0], expected)
+
+
+def test_wide_holes_are_filled_from_the_border_inward(engines: dict[str, Engine]) -> None:
+    side = 3 * HOLE_DEPTH
+    pixels = np.random.default_rng(0).integers(0, 256, (side + 20, side + 20, 3), np.uint8)
+    mask = np.zeros(pixels.shape[:2], np.bool_)
+    mask[10:-10, 10:-10] = True
+    result, _ = inpainted(engines["inpaint"], Picture(pixels), mask)
+    assert np.array_equal(result[~mask], pixels[~mask])
+    inner = slice(10 + HOLE_DEPTH + 1, -10 - HOLE_DEPTH - 1)
+    once = engines["inpaint"].restorer("inpaint").with_rest(pixels, Hints(mask=mask))[0]
+    assert not np.array_equal(result[inner, inner], once[inner, inner])
+    assert np.array_equal(
+        result[10:40, 10:40],
+        Restorer(model=engines["inpaint"].restorer("inpaint").model)(pixels, Hints(mask=mask))[10:40, 10:40],
+    )
+
+
+def test_nothing_missing_changes_nothing(engines: dict[str, Engine], photo: Pixels) -> None:
+    result, _ = inpainted(engines["inpaint"], Picture(photo), np.zeros(photo.shape[:2], np.bool_))
+    assert np.array_equal(result, photo)
+
+
+@pytest.mark.parametrize("sampling", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("grey", [False, True])
+def test_a_jpeg_file_is_restored_with_its_own_tables(
+    engines: dict[str, Engine], photo: Pixels, sampling: tuple[int, int], grey: bool
+) -> None:
+    clean = photo[..., 1] if grey else photo
+    file = encode_jpeg(clean, standard_tables(20, sampling, grey))
+    picture, engine = read_image(file), engines["jpeg"]
+    plan = engine.plan(picture, Wishes(), file)
+    (step,) = plan.steps
+    assert step.hints.tables is not None and step.hints.grid == (0, 0)
+    assert np.array_equal(step.hints.tables.luma, standard_tables(20).luma)
+    free = engine.run(engine.plan(picture, Wishes(consistent=False), file))
+    kept = engine.run(plan)
+    assert consistent_share(kept, file) > consistent_share(free, file)
+    levels = kept.astype(np.float64) / 255
+    assert np.abs(project(levels, file) - levels).max() < np.abs(project(free / 255, file) - free / 255).max()
+    assert (
+        np.array_equal(
+            irae.restore(
+                np.dstack([picture.pixels] * (3 if grey else 1)), jpeg_quality=20, model=engine.restorer("jpeg").model
+            ),
+            free,
+        )
+        or sampling != (2, 2)
+        or grey
+    )
+
+
+@pytest.mark.parametrize("task", CONFIGS)
+def test_the_rest_of_every_task_gives_the_input_back(
+    engines: dict[str, Engine], photo: Pixels, holes: NDArray[np.bool_], task: str
+) -> None:
+    if task == "jpeg":
+        file = encode_jpeg(photo, 30)
+        picture, wishes = read_image(file), Wishes()
+    else:
+        file, picture, wishes = b"", Picture(photo), Wishes(mask=holes)
+    plan = engines[task].plan(picture, wishes, file)
+    result, rest = engines[task].run_with_rest(plan)
+    assert not np.array_equal(result, picture.pixels)
+    assert np.array_equal(engines[task].restorer(task).recover(result, rest), picture.pixels)
+
+
+def test_auto_leaves_a_clean_picture_alone_and_denoises_a_noisy_one(photo: Pixels) -> None:
+    from skimage.data import astronaut
+
+    clean = np.ascontiguousarray(astronaut()[::2, ::2])
+    noisy = clean + np.random.default_rng(0).normal(0, 25, clean.shape)
+    engine = Engine()
+    plan = engine.plan(Picture(np.clip(np.rint(noisy), 0, 255).astype(np.uint8)), Wishes())
+    (step,) = plan.steps
+    assert step.task == "denoise" and step.hints.sigma == pytest.approx(25, abs=4)
+    assert any("25" in sentence or "24" in sentence or "26" in sentence for sentence in plan.found)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "word"),
+    [
+        ({"mask": "nowhere.png"}, "nowhere"),
+        ({"mask": "alpha"}, "transparency"),
+        ({"mask": "#ff00f"}, "rrggbb"),
+        ({"mask": np.ones((120, 157), bool)}, "nothing is known"),
+        ({"mask": np.zeros((12, 15), bool)}, "equal"),
+        ({"consistent": True}, "JPEG file"),
+    ],
+)
+def test_wishes_that_make_no_sense_are_one_sentence(
+    engines: dict[str, Engine], photo: Pixels, wishes: dict[str, Any], word: str
+) -> None:
+    with pytest.raises(IraeError, match=word) as caught:
+        engines["inpaint" if "mask" in wishes else "jpeg"].plan(Picture(photo), Wishes(**wishes))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_decide_the_task_and_refuse_another(engines: dict[str, Engine], photo: Pixels) -> None:
+    assert [step.task for step in engines["jpeg"].plan(Picture(photo), Wishes()).steps] == ["jpeg"]
+    with pytest.raises(IraeError, match="'jpeg', not 'denoise'"):
+        engines["jpeg"].run(engines["jpeg"].plan(Picture(photo), Wishes(sigma=25, task="denoise")))
+    with pytest.raises(IraeError, match="mask"):
+        engines["inpaint"].plan(Picture(photo), Wishes())
