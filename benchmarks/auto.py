@@ -4,7 +4,7 @@ Every image of the sets gives one file of each kind, cut to its middle. Shrunk: 
 leaves no trace of JPEG. CBSD68 are JPEGs of quality 95 themselves: as they are, their grid is found, rightly. A JPEG is
 judged with its tables; "PNG of" has lost them and up to 7 rows and columns.
 
-    python benchmarks/auto.py --data cbsd68,live1 [--limit 31]
+    python benchmarks/auto.py --data cbsd68,live1 [--limit 31] [--kinds noise]
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ WHITE_IN_LUMA = float(np.sqrt((LUMA_WEIGHTS**2).sum()))  # of the same noise in 
 # All chosen on training images (BSD400 and an ImageNet sample, also shrunk by area averaging), never on test images.
 LEAST_NOISE = 3.0  # clean ones read 2.9 at most, those with noise of level 5 at least 4.6
 LEAST_NOISE_GREY = 5.0  # without colour, fine texture passes for noise: clean ones read 2 on average, some up to 11
-LEAST_NOISE_IN_JPEG = 9.0  # 5 % of clean ones read more, at the most textured scale; noise of level 10 is half found
+LEAST_NOISE_IN_JPEG = 9.0  # one in 20 clean ones, shrunk to half, reads more; level 10 reads 10 on average from 75 on
 LEAST_GRID = 8.0  # those without a grid score 2.9 at most, quality 98 with noise below at least 16
 LIGHT_QUALITY = 95  # what the training photographs have themselves
 DETAIL_DECAY = 4.0  # of its variance with frequency; 6 is no better
@@ -104,7 +104,7 @@ def decide(picture: Picture, tables: JpegTables | None = None, mask: bool = Fals
         return _decide_jpeg(picture.pixels, luma_table(quality), quality, grid.offset, place)
     level = estimate_noise(picture.pixels)
     found = f"Noise level {level:.1f} found in the {picture.format}"
-    least = LEAST_NOISE_GREY if _levels(picture.pixels).ndim == 2 else LEAST_NOISE
+    least = LEAST_NOISE_GREY if is_grey(picture.pixels) else LEAST_NOISE
     if level < least:
         return Decision((), f"{found}, under {least:g}, and no trace of JPEG: nothing to do.")
     return Decision((Step("denoise", sigma=level),), f"{found}, no trace of JPEG: denoising.")
@@ -136,26 +136,24 @@ def estimate_noise(pixels: Pixels) -> float:
     Args:
         pixels: (H, W) or (H, W, 3), uint8, uint16 or float32 (1 is white).
     """
-    levels = _levels(pixels)
-    if levels.ndim == 2:
-        return float(np.interp(_weakest_direction(levels[..., None]), READINGS_GREY, TRUE_LEVELS))
-    return float(np.interp(_weakest_direction(levels), READINGS, TRUE_LEVELS))
+    readings = READINGS_GREY if is_grey(pixels) else READINGS
+    return float(np.interp(_weakest_direction(pixels), readings, TRUE_LEVELS))
 
 
-def _weakest_direction(levels: NDArray[Any]) -> float:
-    """Standard deviation of (H, W, C) along the direction of least variance among 5 x 5 patches.
+def _weakest_direction(pixels: Pixels) -> float:
+    """Standard deviation along the direction of least variance among 5 x 5 patches, of all channels, in 8-bit levels.
 
     Detail is redundant, noise is not: in some direction of the space of patches only noise varies. Textured patches
     are dropped, most variance first, until the least variances are alike, as those of noise alone would be (Pyatykh,
     Hesser, Zheng: Image Noise Level Estimation by Principal Component Analysis, IEEE TIP 2013).
     """
-    height, width, channels = levels.shape
-    if min(height, width) < 2 * PATCH:
+    if min(pixels.shape[:2]) < 2 * PATCH:
         return 0.0
-    windows = np.lib.stride_tricks.sliding_window_view(levels, (PATCH, PATCH), (0, 1))
+    planes = np.atleast_3d(pixels)[..., : 1 if is_grey(pixels) else 3]
+    windows = np.lib.stride_tricks.sliding_window_view(planes, (PATCH, PATCH), (0, 1))
     count = windows.shape[0] * windows.shape[1]
-    at = np.arange(count) if count <= PATCHES else np.random.default_rng(0).choice(count, PATCHES, replace=False)
-    patches = windows[at // windows.shape[1], at % windows.shape[1]].reshape(len(at), channels, -1)
+    at = np.arange(count) if count <= PATCHES else np.random.default_rng(0).integers(0, count, PATCHES)
+    patches = _scaled(windows[at // windows.shape[1], at % windows.shape[1]]).reshape(len(at), planes.shape[2], -1)
     clipped = ((patches <= 0) | (patches >= 255)).mean((1, 2))
     order = np.argsort(clipped, kind="stable")
     patches = patches[order[: max((clipped <= 0.1).sum(), len(order) // PARTS)]]
@@ -189,7 +187,7 @@ def blockiness(pixels: Pixels) -> Grid:
         pixels: (H, W) or (H, W, 3), uint8, uint16 or float32.
     """
     top, left = (max(0, (side - CROP) // 16 * 8) for side in pixels.shape[:2])  # a multiple of 8: offsets stay
-    luma = _luminance(_levels(pixels[top : top + CROP, left : left + CROP]))
+    luma = _luminance(_scaled(pixels[top : top + CROP, left : left + CROP]))
     if min(luma.shape) < 24:
         return Grid((0, 0), 0.0)
     zeros = np.zeros(luma.shape, np.int16)
@@ -267,8 +265,9 @@ def estimate_jpeg_noise(pixels: Pixels, luma: NDArray[Any], offset: tuple[int, i
         below = np.pad(2 * ndtr(borders / deviation) - 1, ((1, 1), (0, 0)), constant_values=((0, 1), (0, 0)))
         return float((counts * np.log(np.maximum(np.diff(below, axis=0), 1e-6))).sum())
 
-    best = max((likelihood(noise, detail), noise) for noise in levels for detail in levels[::4])[1]
-    return float(best if _levels(pixels).ndim == 2 else min(best / WHITE_IN_LUMA, 75.0))
+    profile = np.array([max(likelihood(noise, detail) for detail in levels[::4]) for noise in levels])
+    best = levels[profile.argmax()] if profile.max() > profile[0] + 5 else 0.0  # 5: e**5 times as likely as no noise
+    return float(best if is_grey(pixels) else min(best / WHITE_IN_LUMA, 75.0))
 
 
 def _coefficients(pixels: Pixels, offset: tuple[int, int]) -> Floats:
@@ -276,7 +275,7 @@ def _coefficients(pixels: Pixels, offset: tuple[int, int]) -> Floats:
     top, left = (
         first + max(0, (side - 2 * CROP) // 16 * 8) for first, side in zip(offset, pixels.shape[:2], strict=True)
     )
-    levels = _levels(pixels[top : top + 2 * CROP, left : left + 2 * CROP])
+    levels = _scaled(pixels[top : top + 2 * CROP, left : left + 2 * CROP])
     clipped: Pixels = np.any(np.atleast_3d((levels <= 0) | (levels >= 255)), axis=2)
     share = _blocks(clipped).mean((1, 2))
     kept = np.argsort(share, kind="stable")[: max((share == 0).sum(), len(share) // 10)]
@@ -295,14 +294,17 @@ def _cosines() -> Floats:
     return dctn(np.eye(8), axes=[0], norm="ortho")
 
 
-def _levels(pixels: Pixels) -> NDArray[Any]:
-    """Pixels as float32 8-bit levels, (H, W) where the channels are the same."""
+def is_grey(pixels: Pixels) -> bool:
+    """Whether the channels of (H, W) or (H, W, 3) are all the same."""
+    return pixels.ndim == 2 or bool((pixels == pixels[..., :1]).all())
+
+
+def _scaled(pixels: Pixels) -> Pixels:
+    """uint8, uint16 or float32 (1 is white) as float32 8-bit levels."""
     top = 1.0 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
-    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
-        pixels = pixels[..., 0]
     return pixels.astype(np.float32) * np.float32(255 / top)
 
 
-def _luminance(levels: NDArray[Any]) -> NDArray[Any]:
+def _luminance(levels: Pixels) -> Pixels:
     """(H, W) of (H, W) or (H, W, 3)."""
     return levels if levels.ndim == 2 else levels @ LUMA_WEIGHTS

@@ -96,7 +96,7 @@ class Plan:
     Attributes:
         steps: in order; none where it needs nothing.
         found: sentences that say why.
-        picture: what the steps start from: alpha that is a mask is taken off.
+        picture: what the steps start from; where alpha was the mask, it is opaque in the holes.
     """
 
     steps: tuple[Step, ...]
@@ -206,12 +206,20 @@ def _inpaint(picture: Picture, mask: str | Path | Pixels, name: str) -> Plan:
     missing = _missing(picture, mask, name)
     check_mask(missing, picture.pixels)
     if isinstance(mask, str) and mask == ALPHA:
-        picture = replace(picture, alpha=None)
+        picture = replace(picture, alpha=_filled_alpha(picture.alpha, missing))
     share = missing.mean()
     if not share:
         return Plan((), ("nothing is missing",), picture)
     found = f"{100 * share:.1f} % of the pixels are missing: inpainting"
     return Plan((Step("inpaint", Hints(mask=missing)),), (found,), picture)
+
+
+def _filled_alpha(alpha: Pixels | None, missing: NDArray[np.bool_]) -> Pixels | None:
+    """Alpha that is opaque where holes were filled; None where it is opaque everywhere."""
+    assert alpha is not None
+    opaque = 1 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max
+    filled = np.where(missing, opaque, alpha).astype(alpha.dtype)
+    return None if (filled == opaque).all() else filled
 
 
 def _missing(picture: Picture, mask: str | Path | Pixels, name: str) -> NDArray[np.bool_]:

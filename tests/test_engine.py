@@ -72,6 +72,9 @@ def test_a_mask_has_many_sources(
     transparent = Picture(photo, np.where(holes, 0, 255).astype(np.uint8))
     result, picture = inpainted(engine, transparent, "alpha")
     assert np.array_equal(result, expected) and picture.alpha is None  # opaque now
+    half = Picture(photo, np.where(holes, 0, 99).astype(np.uint8))
+    _, picture = inpainted(engine, half, "alpha")
+    assert picture.alpha is not None and np.array_equal(picture.alpha, np.where(holes, 255, 99))
     coloured = photo.copy()
     coloured[holes] = magenta
     assert np.array_equal(inpainted(engine, Picture(coloured), "#ff00ff")[0], expected)
