@@ -46,9 +46,9 @@ def psnr_b(image: Image, reference: Image) -> float:
 
     Shape: (H, W) or (H, W, C), uint8, both the same; sides of at least 16 pixels.
     """
-    image, reference = (np.atleast_3d(picture).astype(np.float64) for picture in (image, reference))
-    error = ((image - reference) ** 2).mean((0, 1))
-    total = error + [_blocking_effect(image[..., channel]) for channel in range(image.shape[2])]
+    levels, true = (np.atleast_3d(picture).astype(np.float64) for picture in (image, reference))
+    error = ((levels - true) ** 2).mean((0, 1))
+    total = error + [_blocking_effect(levels[..., channel]) for channel in range(levels.shape[2])]
     with np.errstate(divide="ignore"):
         return float(np.mean(10 * np.log10(255**2 / total)))
 

@@ -38,38 +38,69 @@ def conv_norm_bound(weight: Tensor, grid: int = 16, gram_steps: int = 5) -> Tens
 
 
 class NormBound:
-    """`conv_norm_bound` that remembers the worst frequency of the last kernel: finding it is the costly part.
+    """`conv_norm_bound` for a kernel that changes little from call to call, as in training: the same bound, sooner.
 
-    A training step asks for the same kernel's bound twice, and inference each time. The kernel is compared in full.
+    Looking at all frequencies is the costly part. At each of them no norm moves by more than the Frobenius norm of the
+    change, which is cheap, so after a small change few frequencies can have become the worst one; only these are looked
+    at again. The kernel is compared in full.
     """
 
     def __init__(self, grid: int = 16, gram_steps: int = 5) -> None:
         self.grid, self.gram_steps = grid, gram_steps
-        self._known: tuple[Tensor, tuple[int, int]] | None = None
+        self._surveyed: tuple[Tensor, Tensor] | None = None  # a kernel, and its norm at each frequency
+        self._last: tuple[Tensor, int] | None = None  # a kernel, and its worst frequency
 
     def __call__(self, weight: Tensor) -> Tensor:
         sizes = (weight.shape[2], weight.shape[3])
         if self.grid <= 2 * max(sizes):
             raise ValueError(f"A kernel of {max(sizes)} needs a grid of more than {2 * max(sizes)} frequencies.")
-        grids = tuple(1 if size == 1 else self.grid for size in sizes)
+        grids = (1 if sizes[0] == 1 else self.grid, 1 if sizes[1] == 1 else self.grid)
         with torch.autocast(weight.device.type, enabled=False):
             weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-            row, column = self._worst_frequency(weight.detach(), grids)
-            y, x = (torch.arange(size, device=weight.device, dtype=weight.dtype) for size in sizes)
-            angle = -2 * math.pi * (y[:, None] * row / grids[0] + x * column / grids[1])
-            phase = torch.polar(torch.ones_like(angle), angle)
-            largest = _schatten_norm((weight * phase).sum((-2, -1)), self.gram_steps)
+            worst = self._worst_frequency(weight.detach(), grids)
+            at = torch.tensor([worst], device=weight.device)
+            largest = _schatten_norm(_spectrum(weight, at, grids), self.gram_steps)[0]
         between = math.prod(math.cos(math.pi * (size // 2) / n) for size, n in zip(sizes, grids, strict=True))
         return largest * (1 + 32 * torch.finfo(largest.dtype).eps) / between  # above in floating point too
 
-    def _worst_frequency(self, weight: Tensor, grids: tuple[int, ...]) -> tuple[int, int]:
-        if self._known is not None and _same(self._known[0], weight):
-            return self._known[1]
-        spectrum = torch.fft.rfft2(weight.float(), s=grids)  # the other half is its conjugate
-        worst = int(_schatten_norm(spectrum.permute(2, 3, 0, 1), self.gram_steps).argmax())
-        place = divmod(worst, spectrum.shape[-1])
-        self._known = weight.clone(), place
-        return place
+    def _worst_frequency(self, weight: Tensor, grids: tuple[int, int]) -> int:
+        if self._last is not None and _same(self._last[0], weight):
+            return self._last[1]
+        rivals = self._rivals(weight, grids)
+        norms = _schatten_norm(_spectrum(weight, rivals, grids), self.gram_steps)
+        if len(rivals) == grids[0] * (grids[1] // 2 + 1):
+            self._surveyed = weight.clone(), norms
+        worst = int(rivals[norms.argmax()])
+        self._last = weight.clone(), worst
+        return worst
+
+    def _rivals(self, weight: Tensor, grids: tuple[int, int]) -> Tensor:
+        """The frequencies that can be the worst one of a kernel; all where the kernel has moved far."""
+        everything = torch.arange(grids[0] * (grids[1] // 2 + 1), device=weight.device)
+        if self._surveyed is None or not _alike(self._surveyed[0], weight):
+            return everything
+        surveyed, norms = self._surveyed
+        change = (weight - surveyed).permute(2, 3, 0, 1).flatten(0, 1).flatten(1)
+        waves = _waves(weight, everything, grids)
+        moved = ((waves @ (change @ change.mT).to(waves.dtype)) * waves.conj()).sum(1).real.clamp_min(0).sqrt()
+        rivals = everything[norms + moved >= (1 - 1e-5) * (norms - moved).max()]
+        return rivals if 4 * len(rivals) < len(everything) else everything
+
+
+def _spectrum(weight: Tensor, frequencies: Tensor, grids: tuple[int, int]) -> Tensor:
+    """The Fourier transform (F, out, in) of a kernel at F frequencies."""
+    waves, taps = _waves(weight, frequencies, grids), weight.permute(2, 3, 0, 1).flatten(0, 1).flatten(1)
+    return torch.complex(waves.real @ taps, waves.imag @ taps).view(-1, *weight.shape[:2])
+
+
+def _waves(weight: Tensor, frequencies: Tensor, grids: tuple[int, int]) -> Tensor:
+    """The phases (F, kh * kw) of the taps at F frequencies, counted through (grid, grid // 2 + 1): the others are
+    conjugates."""
+    row, column = frequencies // (grids[1] // 2 + 1), frequencies % (grids[1] // 2 + 1)
+    y, x = (torch.arange(size, device=weight.device, dtype=weight.dtype) for size in weight.shape[2:])
+    turns = row[:, None, None] * y[:, None] / grids[0] + column[:, None, None] * x / grids[1]
+    angle = -2 * math.pi * turns.flatten(1)
+    return torch.polar(torch.ones_like(angle), angle)
 
 
 def limit_norm(weight: Tensor, norm: Tensor, limit: float) -> Tensor:
@@ -95,8 +126,12 @@ def _frobenius_norm(matrix: Tensor) -> Tensor:
     return torch.linalg.vector_norm(parts, dim=(-3, -2, -1))
 
 
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and one.shape == other.shape
+
+
 def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+    return _alike(one, other) and torch.equal(one, other)
 
 
 class LipschitzBlock(Invertible):

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from irae.inverse import InverseError
+from irae.models import lipschitz
 from irae.models.lipschitz import LipschitzBlock, NormBound, conv_norm_bound
 from tests.models.conftest import random_state, randomise
 
@@ -64,6 +65,24 @@ def test_remembered_frequency_follows_the_kernel() -> None:
     for _ in range(4):
         assert float(bound(weight)) == float(bound(weight)) == float(conv_norm_bound(weight))
         weight.data.copy_(torch.randn(3, 3, 3, 3))  # behind autograd's back
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (1, 1), (1, 5)])
+def test_a_drifting_kernel_keeps_its_bound(sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    bound, weight, looked_at = NormBound(), torch.randn(12, 12, *sizes), list[int]()
+    spectrum = lipschitz._spectrum
+    monkeypatch.setattr(
+        lipschitz, "_spectrum", lambda w, at, grids: looked_at.append(len(at)) or spectrum(w, at, grids)
+    )
+    for step in range(60):
+        value = float(bound(weight))
+        looked_at_by_bound = looked_at[:]
+        assert value == pytest.approx(float(conv_norm_bound(weight)), rel=1e-5)
+        looked_at[:] = looked_at_by_bound
+        weight = weight + (0.5 if step % 20 == 19 else 0.003) * torch.randn_like(weight)
+    if sizes == (3, 3):
+        assert 3 <= looked_at.count(max(looked_at)) < 30  # all frequencies, in fewer than half of the calls
 
 
 def test_too_coarse_a_grid_is_refused() -> None:
