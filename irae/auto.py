@@ -96,7 +96,7 @@ def decide(picture: Picture, tables: JpegTables | None = None, mask: bool = Fals
         return _decide_jpeg(
             picture.pixels, tables.luma, equal_quality(tables.luma), (0, 0), "the tables of the JPEG file"
         )
-    grid = blockiness(picture.pixels)
+    grid = Grid((0, 0), 0.0) if picture.lossy else blockiness(picture.pixels)  # lossy WebP has blocks of its own
     if grid.score >= LEAST_GRID:
         quality = estimate_quality(picture.pixels, grid.offset)
         row, column = grid.offset
@@ -153,7 +153,9 @@ def _weakest_direction(pixels: Pixels) -> float:
     windows = np.lib.stride_tricks.sliding_window_view(planes, (PATCH, PATCH), (0, 1))
     count = windows.shape[0] * windows.shape[1]
     at = np.arange(count) if count <= PATCHES else np.random.default_rng(0).integers(0, count, PATCHES)
-    patches = _scaled(windows[at // windows.shape[1], at % windows.shape[1]]).reshape(len(at), planes.shape[2], -1)
+    patches: Pixels = _scaled(windows[at // windows.shape[1], at % windows.shape[1]]).reshape(
+        len(at), planes.shape[2], -1
+    )
     clipped = ((patches <= 0) | (patches >= 255)).mean((1, 2))
     order = np.argsort(clipped, kind="stable")
     patches = patches[order[: max((clipped <= 0.1).sum(), len(order) // PARTS)]]

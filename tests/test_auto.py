@@ -22,7 +22,7 @@ from irae.auto import (
     estimate_noise,
     estimate_quality,
 )
-from irae.images import Picture
+from irae.images import Picture, read_image
 from irae.jpeg import standard_tables
 
 
@@ -116,6 +116,13 @@ def test_noise_below_the_compression_is_found(clean: NDArray[Any], quality: int)
     decision = decide(Picture(image, format="JPEG"), tables)
     assert [step.task for step in decision.steps] == ["jpeg", "denoise"]
     assert decision.steps[1].sigma == pytest.approx(20, rel=0.2)
+
+
+def test_the_blocks_of_lossy_webp_are_not_taken_for_jpeg(clean: NDArray[Any]) -> None:
+    file = io.BytesIO()
+    Image.fromarray(clean).save(file, "WEBP", quality=50)
+    decision = decide(read_image(file.getvalue()))
+    assert decision.steps == () and "once" not in decision.found
 
 
 def test_quality_of_tables() -> None:

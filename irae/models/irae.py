@@ -199,7 +199,8 @@ class IRAE(nn.Module):
 
     Shape:
         images: (N, 3, H, W), any H and W, nominally in [0, 1], not clipped.
-        cond: (N, config.cond, H, W) or (N, config.cond, 1, 1); see `irae.degrade.noise_condition`.
+        cond: (N, config.cond, H, W) or (N, config.cond, 1, 1), see `irae.conditions`; or at the resolution of the
+            lifted, padded image, unless known pixels are kept.
 
     Args:
         config: the architecture.
@@ -232,8 +233,8 @@ class IRAE(nn.Module):
 
     def encode(self, y: Tensor, cond: Tensor | None = None) -> Code:
         """The code of an image; `decode` makes the restored image of it."""
-        streams, skips = self._descend(self.lift(self._pad(y)), self.encoder.steps(), cond)
-        return Code(streams, skips, (y.shape[-2], y.shape[-1]))
+        size = (y.shape[-2], y.shape[-1])
+        return self._descend(self.lift(self._pad(y)), self.encoder.steps(), cond, size)
 
     def decode(self, code: Code, cond: Tensor | None = None) -> Tensor:
         """The restored image of a code, not clipped."""
@@ -273,24 +274,24 @@ class IRAE(nn.Module):
         padded[..., border] = rest.border
         with _reproducible():
             state = self.lift.join(padded, rest.extra)
-            code = Code(*self._descend(state, self.decoder.inverse_steps(), cond), size)
+            code = self._descend(state, self.decoder.inverse_steps(), cond, size)
             state = self._ascend(code, self.encoder.inverse_steps(), cond)
             return _crop(self.lift.inverse(state), size)
 
-    def _descend(self, state: State, levels: Sequence[Step], cond: Tensor | None) -> tuple[State, tuple[State, ...]]:
-        """Down the levels, blocks first, then squeeze and split: the deepest streams and the skips."""
-        skips, cond = list[State](), self._prepare(cond)
+    def _descend(self, state: State, levels: Sequence[Step], cond: Tensor | None, size: tuple[int, int]) -> Code:
+        """Down the levels, blocks first, then squeeze and split: the code of an image of a size."""
+        skips, cond = list[State](), self._prepare(cond, size)
         for level, blocks in enumerate(levels):
             if level:
                 wide, keep = self.squeeze(state), self.config.channels[level]
                 state = wide[0][:, :keep], wide[1][:, :keep]
                 skips.append((wide[0][:, keep:], wide[1][:, keep:]))
             state = blocks(state, cond)
-        return state, tuple(skips)
+        return Code(state, tuple(skips), size)
 
     def _ascend(self, code: Code, levels: Sequence[Step], cond: Tensor | None) -> State:
         """Up the levels: blocks, then join and unsqueeze."""
-        state, cond = code.streams, self._prepare(cond)
+        state, cond = code.streams, self._prepare(cond, code.size)
         for level in reversed(range(len(levels))):
             state = levels[level](state, cond)
             if level:
@@ -305,14 +306,14 @@ class IRAE(nn.Module):
         padding = (0, -width % self.size_multiple, 0, -height % self.size_multiple)
         return F.pad(image, padding, mode="replicate").contiguous(memory_format=torch.channels_last)
 
-    def _prepare(self, cond: Tensor | None) -> Tensor | None:
+    def _prepare(self, cond: Tensor | None, size: tuple[int, int]) -> Tensor | None:
         """The condition at the resolution of the first level: averaged, or unshuffled where each pixel counts."""
         if cond is None:
             return None
         factor, everywhere = self.lift.squeeze.factor, cond.shape[-2:] == (1, 1)
         if self.config.keep_known:
             return cond.repeat(1, factor**2, 1, 1) if everywhere else self.lift.squeeze.squeeze(self._pad(cond))
-        return cond if everywhere else F.avg_pool2d(self._pad(cond), factor)
+        return cond if everywhere or cond.shape[-2:] != size else F.avg_pool2d(self._pad(cond), factor)
 
 
 def _blocks(config: IRAEConfig, level: int) -> list[Invertible]:
