@@ -19,32 +19,9 @@ from irae.engine import CHOICES
 from irae.images import Picture, read_image, write_image
 from irae.pipeline import FORMAT_SUFFIXES
 from irae.restorer import DEVICES, PRECISIONS
+from tests.e2e.conftest import Result, names
 
-Run = Callable[..., "Result"]
-
-
-class Result:
-    """Exit code, standard output and standard error of one call."""
-
-    def __init__(self, code: int, out: bytes, err: bytes) -> None:
-        self.code, self.raw, self.out, self.err = code, out, out.decode(errors="replace"), err.decode()
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfdbinary: Any) -> Run:
-    """Call `irae` in this process."""
-
-    def call(*arguments: str | Path) -> Result:
-        monkeypatch.setattr(sys, "argv", ["irae", *map(str, arguments)])
-        capfdbinary.readouterr()
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-            sys.exit(0)
-        captured = capfdbinary.readouterr()
-        code = exit.value.code
-        return Result(code if isinstance(code, int) else 0, captured.out, captured.err)
-
-    return call
+Run = Callable[..., Result]
 
 
 @pytest.fixture
@@ -58,10 +35,6 @@ def noisy(tmp_path: Path, photo: NDArray[Any]) -> Path:
     path = tmp_path / "noisy.png"
     write_image(path, Picture(photo))
     return path
-
-
-def names(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_one_file_goes_beside_the_input(irae: Run, noisy: Path) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from irae.conditions import JPEG_CONDITION
 from irae.images import Picture, write_image
 from irae.models.irae import IRAE
 from irae.training.data import PatchBatches, load_training_images
@@ -20,6 +19,7 @@ from irae.training.tasks import TASKS, Denoising
 from irae.training.train import Options, make_optimisers, train
 from irae.weights import installed_weights, load_model, weights_info
 from tests.conftest import SMALL
+from tests.conftest import TASKS as MODELS
 
 
 @pytest.fixture
@@ -133,19 +133,14 @@ def test_the_shipped_recipe_is_the_one_of_the_weights(name: str) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_trains(folder: Path, task: str) -> None:
-    model = {
-        "denoise": SMALL,
-        "jpeg": dataclasses.replace(SMALL, task="jpeg", cond=JPEG_CONDITION),
-        "inpaint": dataclasses.replace(SMALL, task="inpaint", cond=1, keep_known=True),
-    }[task]
-    made = recipe(folder, model=model, steps=4)
+    made = recipe(folder, model=MODELS[task], steps=4)
     before = train(made, folder / "short", options=Options(precision="fp32", workers=0, max_minutes=0))
     metrics = train(made, folder / "run", options=Options(precision="fp32", workers=0))
     assert metrics.keys() == before.keys() and all(np.isfinite(list(metrics.values())))
     assert load_model(folder / "run" / "tiny.safetensors").config.task == task
     samples = PatchBatches(made, load_training_images(made.data)[0])
     assert not torch.equal(samples[0].damaged, samples[0].clean)
-    assert samples[0].cond.shape[1] == model.cond
+    assert samples[0].cond.shape[1] == made.model.cond
 
 
 @pytest.mark.parametrize(
