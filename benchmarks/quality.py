@@ -26,6 +26,7 @@ from irae.classical import INPAINTERS
 from irae.datasets import image_paths
 from irae.degrade import GaussianNoise, generator_for, to_8bit
 from irae.engine import Engine, Wishes
+from irae.evaluation.protocols import matlab_luma
 from irae.images import Picture, read_image
 from irae.jpeg import consistent_share
 from irae.masks import MASKS, mask_for
@@ -126,12 +127,6 @@ def inpaint(
             cells.append("{:.2f} / {:.4f} / {:.2f}".format(*np.mean(scores, axis=0)))
         table.add_row(name, method, *cells)
     Console(width=220).print(table)
-
-
-def matlab_luma(image: Image) -> Image:
-    """Y of MATLAB's rgb2ycbcr, 16 to 235, of (H, W, 3) RGB."""
-    luma = image @ np.array([65.481, 128.553, 24.966]) / 255 + 16
-    return np.rint(luma).astype(np.uint8)
 
 
 def _run(engine: Engine, picture: Picture, file: bytes, consistent: bool) -> Image:

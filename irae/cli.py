@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,8 +22,7 @@ from irae import __version__
 from irae.errors import IraeError, printable
 
 if TYPE_CHECKING:
-    from irae.engine import Engine
-    from irae.pipeline import Done, Job, Settings
+    from irae.batch import Batch, Outcome
 
 app = typer.Typer(
     name="irae",
@@ -157,6 +162,10 @@ def restore(
         typer.Option("--keep-rest", help="Also write what is left, 128 bytes a pixel, for `irae recover`."),
     ] = False,
     overwrite: OverwriteOption = False,
+    max_pixels: Annotated[
+        float, typer.Option("--max-pixels", min=0, help="Refuse larger images; in megapixels.", show_default=True)
+    ] = 200.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be done, and why.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what was found in each file and decided.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a file on standard output.")] = False,
 ) -> None:
@@ -165,11 +174,16 @@ def restore(
     Noise, JPEG compression and, with a mask, holes. Without options each file gets what it needs, and one that needs
     nothing stays as it is.
 
-    Exit code 0: all done, 1: some files failed, 2: nothing could start.
+    A folder of results keeps a journal: the same command again goes on where a run was stopped, tries again what
+    failed, and does again only what changed.
+
+    Exit code 0: all done, 1: some files failed, 2: nothing could start, 130: stopped by Ctrl-C.
     """
+    from irae.batch import Batch
     from irae.engine import ALPHA, Engine, Wishes, parse_colour
     from irae.pipeline import Settings, plan, restore_bytes
-    from irae.restorer import OptionError, keep_freed_memory
+    from irae.restorer import OptionError, keep_freed_memory, pick_device
+    from irae.runner import Workers, all_of
 
     if mask is not None and mask_color is not None:
         raise OptionError("Give --mask or --mask-color, not both.")
@@ -178,9 +192,9 @@ def restore(
     missing = mask_color if mask_color is not None else mask if mask in (None, ALPHA) else Path(mask)
     wishes = Wishes(task, sigma, jpeg_quality, missing, consistent, strength)
     keep_freed_memory()
-    settings = Settings(wishes, keep_rest, compare, overwrite)
+    settings = Settings(wishes, keep_rest, compare, overwrite, round(max_pixels * 1e6))
     if Path("-") in (*inputs, output):
-        if len(inputs) != 1 or inputs[0].is_dir() or keep_rest or compare or as_json:
+        if len(inputs) != 1 or inputs[0].is_dir() or keep_rest or compare or as_json or dry_run:
             raise OptionError("Standard input and output take one image and nothing beside it.")
         format = _stream_format(output, format)
         data = sys.stdin.buffer.read() if inputs[0] == Path("-") else inputs[0].read_bytes()
@@ -190,69 +204,134 @@ def restore(
         _write_out(content, output, overwrite)
         return
     jobs = plan(inputs, output, recursive, format)
-    failed = _restore_all(jobs, Engine(model, device, precision), settings, as_json, explain)
-    if failed:
+    if dry_run:
+        _preview(Batch(jobs, Engine(model, device, precision), settings), as_json)
+        return
+    with Workers(all_of(pick_device(device))) as workers:
+        code = _run(Batch(jobs, Engine(model, device, precision, workers), settings), as_json, explain)
+    raise typer.Exit(code)
+
+
+def _preview(batch: Batch, as_json: bool) -> None:
+    """List what would be done and why; exit code 1 where something would be refused."""
+    actions = Counter[str]()
+    for job, verdict in batch.preview():
+        actions[verdict.action] += 1
+        if as_json:
+            facts = {"input": str(job.source), "output": str(job.target), "status": verdict.action, "why": verdict.why}
+            print(json.dumps(facts), flush=True)
+        else:
+            way = f"{printable(job.source)} -> {printable(job.target)}"
+            out.print(f"{verdict.action:<7}  {way}  ({verdict.why})", markup=False)
+    err.print(", ".join(f"{count} to {action}" for action, count in actions.items()) + "; nothing was written.")
+    if actions["refuse"]:
         raise typer.Exit(1)
 
 
-def _restore_all(jobs: list[Job], engine: Engine, settings: Settings, as_json: bool, explain: bool) -> int:
-    """Restore file after file; a bad one is reported and does not stop the others. The number of failures."""
+def _run(batch: Batch, as_json: bool, explain: bool) -> int:
+    """Restore file after file and report each; the exit code."""
+    from irae.batch import Failed
+    from irae.jpeg import TERMINAL
+    from irae.pipeline import Done, Skipped
+
+    done, failed, megapixels, full, start = 0, 0, 0.0, False, time.monotonic()
+    skipped = Counter[str]()
+    with _interruptible(batch) as interrupted, _display(batch) as advance:
+        for outcome in batch.run():
+            full_now = isinstance(outcome, Failed) and outcome.disk_full
+            with TERMINAL:
+                if not (full and full_now):  # the others that it hits say no more
+                    _report(outcome, as_json, explain)
+            full = full or full_now
+            if isinstance(outcome, Done):
+                done, megapixels = done + 1, megapixels + outcome.megapixels
+            elif isinstance(outcome, Skipped):
+                skipped[outcome.why] += 1
+            else:
+                failed += 1
+            advance(f"{megapixels / (time.monotonic() - start):.2f} Mpx/s", f"{failed} failed" if failed else "")
+    if len(batch.jobs) > 1:
+        parts = [f"{done} of {len(batch.jobs)} images restored", *(f"{n} skipped: {why}" for why, n in skipped.items())]
+        parts += [f"{failed} failed"] if failed else []
+        err.print(f"{'; '.join(parts)}.", markup=False)
+    if interrupted or full:
+        kept = all(job.root for job in batch.jobs)
+        err.print("Give the same command again to go on" + (": what is finished is not done again." if kept else "."))
+    return 130 if interrupted else 1 if failed else 0
+
+
+@contextmanager
+def _interruptible(batch: Batch) -> Iterator[list[int]]:
+    """Ctrl-C lets the files in flight be finished; a second one stops at once. Gives the list of signals that came."""
+    signals = list[int]()
+
+    def interrupt(number: int, _: Any) -> None:
+        if signals:
+            err.show_cursor()
+            os._exit(130)
+        signals.append(number)
+        batch.stop()
+        err.print("Finishing the files in flight; Ctrl-C again stops at once.")
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _display(batch: Batch) -> Iterator[Any]:
+    """A live display on a terminal: files, speed, time left, failures; gives the function that advances it."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from irae.pipeline import restore_file
-
-    failed = 0
-    columns = TextColumn("restoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=err, transient=True, disable=len(jobs) == 1 or not err.is_terminal) as bar:
-        for job in bar.track(jobs):
-            try:
-                done = restore_file(job, engine, settings)
-            except (IraeError, OSError, MemoryError, RuntimeError) as error:
-                failed += 1
-                _report_failure(job, error, as_json)
-            else:
-                _report(done, as_json, explain)
-    if len(jobs) > 1:
-        err.print(f"{len(jobs) - failed} of {len(jobs)} images restored{f', {failed} failed' if failed else ''}.")
-    return failed
+    columns = (
+        TextColumn("restoring"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[failures]}", style="red"),
+    )
+    live = err.is_terminal and len(batch.jobs) > 1
+    progress = Progress(*columns, console=err, transient=True, disable=not live, redirect_stdout=sys.stdout.isatty())
+    with progress:
+        task = progress.add_task("", total=len(batch.jobs), speed="", failures="")
+        yield lambda speed, failures: progress.update(task, advance=1, speed=speed, failures=failures)
 
 
-def _report(done: Done, as_json: bool, explain: bool) -> None:
-    if as_json:
+def _report(outcome: Outcome, as_json: bool, explain: bool) -> None:
+    from irae.batch import Failed
+    from irae.pipeline import Skipped
+
+    job, facts = outcome.job, dict[str, Any]()
+    if isinstance(outcome, Failed):
+        facts = {"input": str(job.source), "status": "failed", "error": outcome.sentence}
+        _complain(outcome.sentence)
+    elif isinstance(outcome, Skipped):
+        facts = {"input": str(job.source), "output": str(job.target), "status": "skipped", "why": outcome.why}
+        if explain and not as_json:
+            out.print(f"{printable(job.source)}: skipped, {outcome.why}", markup=False)
+    else:
         facts = {
-            "input": str(done.job.source),
-            "output": str(done.job.target),
-            "written": [str(path) for path in done.written],
+            "input": str(job.source),
+            "output": str(job.target),
+            "written": [str(path) for path in outcome.written],
             "status": "restored",
-            "tasks": list(done.tasks),
-            "found": list(done.found),
-            "seconds": round(done.seconds, 3),
-            "megapixels": round(done.megapixels, 3),
+            "tasks": list(outcome.tasks),
+            "found": list(outcome.found),
+            "seconds": round(outcome.seconds, 3),
+            "megapixels": round(outcome.megapixels, 3),
         }
-        print(json.dumps(facts), flush=True)
-        return
-    out.print(f"{printable(done.job.source)} -> {printable(done.job.target)}  ({done.seconds:.1f} s)", markup=False)
-    for sentence in done.found if explain else ():
-        out.print(f"  {sentence}", markup=False)
-    for path in done.written[1:]:
-        out.print(f"  and {printable(path)}", markup=False)
-
-
-def _report_failure(job: Job, error: BaseException, as_json: bool) -> None:
-    sentence = _sentence(error)
+        if not as_json:
+            way = f"{printable(job.source)} -> {printable(job.target)}"
+            out.print(f"{way}  ({outcome.seconds:.1f} s)", markup=False)
+            for sentence in outcome.found if explain else ():
+                out.print(f"  {sentence}", markup=False)
+            for path in outcome.written[1:]:
+                out.print(f"  and {printable(path)}", markup=False)
     if as_json:
-        print(json.dumps({"input": str(job.source), "status": "failed", "error": sentence}), flush=True)
-    _complain(sentence if printable(job.source) in sentence else f"{printable(job.source)}: {sentence}")
-
-
-def _sentence(error: BaseException) -> str:
-    if (
-        isinstance(error, MemoryError)
-        or "out of memory" in str(error).lower()
-        or "can't allocate" in str(error).lower()
-    ):
-        return "There is not enough memory for this image."
-    return " ".join(str(error).split())
+        print(json.dumps(facts), flush=True)
 
 
 def _stream_format(output: Path | None, format: Format | None) -> Format | None:
@@ -420,6 +499,66 @@ def experiments(
         out.print(note, markup=False)
     out.print(rich_table(experiment.title, result))
     out.print(f"Table and plot: {folder}", markup=False)
+
+
+@app.command()
+def evaluate(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report and its cache.")] = Path(
+        "report"
+    ),
+    task: Annotated[str, typer.Option("--task", help="Commas between.")] = "denoise,jpeg,inpaint",
+    data: Annotated[
+        str, typer.Option("--data", help="Image sets by name, or folders; commas between.  [default: the task's own]")
+    ] = "",
+    models: Annotated[
+        str, typer.Option("--models", help="Methods; commas between.  [default: all that are installed]")
+    ] = "",
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--baseline", help="A further method: a weights file (others' through spandrel), or module:function."
+        ),
+    ] = None,
+    settings: Annotated[
+        str, typer.Option("--settings", help="Such as sigma25,sigma25-file or q10,q10-grey.  [default: the usual ones]")
+    ] = "",
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Only so many images of each set; 0: all.")] = 0,
+    speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Measure time and memory of each method.")] = True,
+    device: DeviceOption = Device.auto,
+    data_root: RootOption = None,
+) -> None:
+    """Compare the networks with others by one protocol: report.html, report.md, results.json and results.csv.
+
+    A broken run goes on where it stopped, and a further method costs only itself.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from irae.evaluation import Request, run, terminal_tables, write_report
+    from irae.restorer import keep_freed_memory, pick_device
+
+    def names(text: str) -> tuple[str, ...]:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+
+    keep_freed_memory()
+    place = pick_device(device).type
+    further = tuple(baseline or ())
+    request = Request(names(task), names(data), names(models), further, names(settings), limit, speed, place, data_root)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        scores = bar.add_task("", total=None)
+        entries = run(
+            request, output, lambda done, total, what: bar.update(scores, completed=done, total=total, description=what)
+        )
+    written = write_report(entries, output, ["irae", *sys.argv[1:]], place)
+    for table in terminal_tables(entries):
+        out.print(table, markup=not isinstance(table, str))
+    for path in written:
+        out.print(f"Written: {printable(path)}", markup=False)
+    failed = [f"{name} failed: {error}" for entry in entries for name, error in entry.failed.items()]
+    for sentence in failed:
+        _complain(sentence)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

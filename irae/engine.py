@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from irae.restorer import (
     pick_device,
     pick_precision,
 )
+from irae.runner import Runner
 
 Pixels = NDArray[Any]
 
@@ -109,16 +111,23 @@ class Engine:
 
     Args:
         model: a network, or weights by name or path, for its own task; the installed ones by default.
-        device, precision: see `irae.restorer.Restorer`.
+        device, precision, runner: see `irae.restorer.Restorer`.
     """
 
-    def __init__(self, model: str | Path | IRAE | None = None, device: str = "auto", precision: str = "auto") -> None:
+    def __init__(
+        self,
+        model: str | Path | IRAE | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        runner: Runner | None = None,
+    ) -> None:
         pick_precision(precision, pick_device(device))  # or a wrong name would only come out at the first image
-        self.device, self.precision = device, precision
+        self.device, self.precision, self.runner = device, precision, runner
         self.restorers: dict[str, Restorer] = {}
         self.own_task = None
+        self._loading = threading.Lock()
         if model is not None:
-            restorer = Restorer(None, model, device, precision)
+            restorer = Restorer(None, model, device, precision, runner)
             self.own_task = restorer.task
             self.restorers[restorer.task] = restorer
 
@@ -126,9 +135,14 @@ class Engine:
         """The network of a task."""
         if self.own_task not in (None, task):
             raise OptionError(f"These weights are for the task '{self.own_task}', not '{task}'.")
-        if task not in self.restorers:
-            self.restorers[task] = Restorer(task, None, self.device, self.precision)
+        with self._loading:
+            if task not in self.restorers:
+                self.restorers[task] = Restorer(task, None, self.device, self.precision, self.runner)
         return self.restorers[task]
+
+    def weights_digest(self, task: str) -> str:
+        """The digest of the weights of a task; empty for a network that was not loaded from a file."""
+        return self.restorer(task).model.digest
 
     def plan(self, picture: Picture, wishes: Wishes, data: bytes = b"", name: str = "") -> Plan:
         """What is to be done to a picture.
@@ -234,19 +248,22 @@ def _missing(picture: Picture, mask: str | Path | Pixels, name: str) -> NDArray[
         colour = parse_colour(mask) * (257 if picture.pixels.dtype == np.uint16 else 1)
         pixels = picture.pixels[..., None] if picture.pixels.ndim == 2 else picture.pixels
         return np.asarray((pixels == colour).all(-1))
-    path = Path(mask)
-    if path.is_dir():
-        path = _mask_of(path, name)
-    shades = read_image(path).pixels
+    shades = read_image(mask_of(Path(mask), name)).pixels
     top = np.iinfo(shades.dtype).max
     return np.asarray((shades if shades.ndim == 2 else shades.max(2)) > top // 2)
 
 
-def _mask_of(folder: Path, name: str) -> Path:
-    """The mask of a picture in a folder of masks: the same name, whatever the suffix."""
-    found = sorted(path for path in folder.iterdir() if path.is_file() and path.stem == Path(name).stem)
+def mask_of(path: Path, name: str) -> Path:
+    """The mask file of a picture by the picture's name: `path`, or in a folder what has that name and any suffix.
+
+    Raises:
+        OptionError: none in the folder has it, or several.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted(mask for mask in path.iterdir() if mask.is_file() and mask.stem == Path(name).stem)
     if len(found) != 1:
-        raise OptionError(f"{printable(folder)} holds {len(found)} masks named {Path(name).stem!r}: one is needed.")
+        raise OptionError(f"{printable(path)} holds {len(found)} masks named {Path(name).stem!r}: one is needed.")
     return found[0]
 
 

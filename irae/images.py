@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import struct
+import threading
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ _ORIENTATION, _EXTRA_SAMPLES, _ICC = 274, 338, 34675
 # description, make, model, orientation, resolution x 3, software, date, artist, copyright, EXIF, GPS.
 _DESCRIPTIVE = frozenset({270, 271, 272, _ORIENTATION, 282, 283, 296, 305, 306, 315, 33432, 34665, 34853})
 _QUIET = logging.NullHandler()
+_PILLOW = threading.Lock()  # its limit of pixels is one for all threads
 _TRUNCATED = "is truncated: get a whole copy of the file"
 
 
@@ -121,6 +123,28 @@ def read_file(path: Path) -> bytes:
         raise ImageError(f"{printable(path)} cannot be read ({reason}): name another file") from error
 
 
+def count_pixels(data: bytes) -> int:
+    """How many pixels an image file says that it has, without decoding it; 0 where it says nothing clear."""
+    import tifffile
+
+    try:
+        format = _format_of(data)
+        if format == "PNG":
+            width, height = struct.unpack_from(">II", data, 16)
+        elif format == "WEBP":
+            width, height, _ = _webp_header(data)
+        elif format == "TIFF":
+            logging.getLogger("tifffile").addHandler(_QUIET)
+            with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+                page: Any = tiff.pages[0]
+                width, height = page.imagewidth, page.imagelength
+        else:
+            width, height = _pillow_image(data, format).size
+    except Exception:  # reading it will tell what is wrong
+        return 0
+    return int(width * height)
+
+
 def _format_of(data: bytes) -> str:
     if not data:
         raise ImageError("is empty: get a whole copy of the file")
@@ -194,11 +218,12 @@ def _pillow_image(data: bytes, format: str) -> Any:
     """Pillow's image, not decoded yet, without Pillow's own limit of pixels."""
     from PIL import Image
 
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        return Image.open(io.BytesIO(data), formats=[format])
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with _PILLOW:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(data), formats=[format])
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _pillow_samples(image: Any) -> np.ndarray:
@@ -425,7 +450,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise ImageError(f"The folder {printable(folder)} cannot be made: {_reason(error)}") from error
+        raise ImageError(f"The folder {printable(folder)} cannot be made: {reason(error)}") from error
 
 
 def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = False) -> None:
@@ -447,7 +472,7 @@ def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = False) -> No
     except FileExistsError as error:
         raise ImageError(f"{printable(path)} exists: choose another name or ask to overwrite it") from error
     except (OSError, ValueError) as error:
-        raise ImageError(f"{printable(path)} cannot be written: {_reason(error)}") from error
+        raise ImageError(f"{printable(path)} cannot be written: {reason(error)}") from error
 
 
 def _put_new(temporary: Path, target: Path) -> None:
@@ -465,7 +490,8 @@ def _put_new(temporary: Path, target: Path) -> None:
             raise
 
 
-def _reason(error: OSError | ValueError) -> str:
+def reason(error: OSError | ValueError) -> str:
+    """Why a file cannot be written, and the way out, without a full stop."""
     code = getattr(error, "errno", None)
     if code in (errno.ENOTDIR, errno.EEXIST):
         return "a file is where a folder should be, choose another place"

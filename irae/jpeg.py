@@ -40,7 +40,7 @@ _YCBCR = np.array([[0.299, 0.587, 0.114], [-0.299 / 1.772, -0.587 / 1.772, 0.5],
 _RGB = np.linalg.inv(_YCBCR)
 _TURNS = 32  # on the blocks that the image fills in part: after 16 nothing moves by a level any more
 _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)  # all but stuffed bytes and restart markers
-_LOCK = threading.Lock()  # jpeglib and the terminal are one for all threads
+TERMINAL = threading.Lock()  # jpeglib and the terminal are one for all threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,7 +327,7 @@ def _levels(data: bytes) -> tuple[np.ndarray, ...]:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Keeps off the terminal what libjpeg says of odd files: C code writes it. One thread at a time gets in."""
-    with _LOCK, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+    with TERMINAL, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         terminal = os.dup(2)
         try:
             os.dup2(nowhere.fileno(), 2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,12 @@ from numpy.typing import NDArray
 
 from irae.compare import side_by_side
 from irae.degrade import NOISES, generator_for
-from irae.engine import Engine, Plan, Wishes, check_quality
+from irae.engine import ALPHA, Engine, Plan, Wishes, check_quality, mask_of
 from irae.errors import printable
 from irae.images import (
     SUFFIXES,
     Picture,
+    count_pixels,
     encode_image,
     is_image_path,
     is_lossy,
@@ -27,6 +30,7 @@ from irae.images import (
     read_image,
     write_bytes,
 )
+from irae.journal import Entry, Journal, Verdict, digest, digest_file
 from irae.jpeg import encode_jpeg, standard_tables
 from irae.masks import MASKS, mask_for
 from irae.models.irae import IRAE
@@ -101,20 +105,39 @@ class Settings:
         keep_rest: also write what is left beside the image, `X.rest` beside `X.png`.
         compare: also write input and result side by side, `X.compare.png`.
         overwrite: replace outputs that exist. An input is never replaced.
+        max_pixels: larger images are refused before they are decoded.
     """
 
     wishes: Wishes = field(default_factory=Wishes)
     keep_rest: bool = False
     compare: bool = False
     overwrite: bool = False
+    max_pixels: int = 200_000_000
 
 
 @dataclass(frozen=True)
 class Job:
-    """A file to restore and where the result goes; the target's suffix is its format."""
+    """A file to restore and where the result goes.
+
+    Attributes:
+        source: the file.
+        target: its suffix is the format that is written.
+        root: the folder of results whose journal tells of it; None where the result lies alone or beside the input.
+        skip: why it is left out; empty where it is not.
+    """
 
     source: Path
     target: Path
+    root: Path | None = None
+    skip: str = ""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that is left as it is, and why."""
+
+    job: Job
+    why: str
 
 
 @dataclass(frozen=True)
@@ -153,7 +176,7 @@ def plan(
     else:
         if output is not None and is_image_path(output) and not output.is_dir():
             raise OptionError(f"{printable(output)} names one file, and there are several inputs: name a folder.")
-        jobs = _apart([job for path in inputs for job in _jobs(path, output, recursive, format)])
+        jobs = _apart([job for path in inputs for job in _jobs(path, output, recursive, format, len(inputs) > 1)])
     sources = {job.source.resolve() for job in jobs}
     for job in jobs:
         if job.target.resolve() in sources:
@@ -163,20 +186,89 @@ def plan(
     return jobs
 
 
-def restore_file(job: Job, engine: Engine, settings: Settings) -> Done:
+def judge(job: Job, content: bytes, engine: Engine, settings: Settings, journal: Journal | None) -> Verdict:
+    """Whether a file is to be restored: what exists decides, and the journal, where there is one.
+
+    Raises:
+        IraeError: a target that is the input, or that cannot be written.
+    """
+    paths = _outputs(job, settings)
+    for path in paths:
+        _check_output(path, job.source, settings.overwrite or journal is not None)
+    if journal is None:
+        return Verdict("restore", "new")
+    options = _options(job, settings)
+    return journal.judge(paths, content, options, engine.weights_digest, settings.overwrite)
+
+
+class Gate:
+    """Lets images in as long as together they have no more pixels than a limit, and a larger one alone.
+
+    Args:
+        limit: in pixels.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.inside = limit, 0
+        self._left = threading.Condition()
+
+    @contextmanager
+    def admit(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room for an image."""
+        with self._left:
+            self._left.wait_for(lambda: not self.inside or self.inside + pixels <= self.limit)
+            self.inside += pixels
+        try:
+            yield
+        finally:
+            with self._left:
+                self.inside -= pixels
+                self._left.notify_all()
+
+
+def restore_file(
+    job: Job, engine: Engine, settings: Settings, journal: Journal | None = None, gate: Gate | None = None
+) -> Done | Skipped:
     """Restore one file; everything is written beside its place and renamed, the image last.
+
+    Args:
+        job: the file.
+        engine: the networks.
+        settings: what is done.
+        journal: of the folder of results: what is finished there is skipped, and what is written is noted.
+        gate: waited at before the image is decoded.
 
     Raises:
         IraeError: the input cannot be read, an output exists or cannot be written; nothing is left half done.
     """
     start = time.monotonic()
-    format = file_format(job.target).upper()
-    beside = [path for path, wanted in ((rest_path(job.target), settings.keep_rest),
-                                        (compare_path(job.target), settings.compare)) if wanted]  # fmt: skip
-    for path in (*beside, job.target):
-        _check_output(path, job.source, settings.overwrite)
+    file_format(job.target)
+    if journal is None:
+        judge(job, b"", engine, settings, None)  # before time is spent
     data = read_file(job.source)
-    picture = read_image(data, name=printable(job.source))
+    verdict = judge(job, data, engine, settings, journal)
+    if verdict.action == "refuse":
+        raise OptionError(verdict.why)
+    if verdict.action == "skip":
+        return Skipped(job, verdict.why)
+    with gate.admit(count_pixels(data)) if gate else nullcontext():
+        contents, plan, size = _restore(job, data, engine, settings)
+        tasks = tuple(step.task for step in plan.steps)
+        if journal is not None:
+            if engine.runner is not None:
+                journal.record_shape(engine.runner.device.type, engine.runner.shape)
+            written = {journal.name(path): digest(content) for path, content in contents.items()}
+            weights = {task: engine.weights_digest(task) for task in tasks}
+            name, options = journal.name(job.target), _options(job, settings)
+            journal.record(Entry(name, digest(data), options, weights, written))
+        _write_all(contents, settings.overwrite or verdict.action == "redo")
+    return Done(job, _outputs(job, settings), time.monotonic() - start, size / 1e6, tasks, plan.found)
+
+
+def _restore(job: Job, data: bytes, engine: Engine, settings: Settings) -> tuple[dict[Path, bytes], Plan, int]:
+    """The content of the files to write, the image last; what was done; and the number of pixels."""
+    format = file_format(job.target).upper()
+    picture = read_image(data, max_pixels=settings.max_pixels, name=printable(job.source))
     plan = engine.plan(picture, settings.wishes, data, job.source.name)
     contents: dict[Path, bytes] = {}
     if settings.keep_rest:
@@ -188,10 +280,7 @@ def restore_file(job: Job, engine: Engine, settings: Settings) -> Done:
         contents[compare_path(job.target)] = encode_image(both, "PNG")
     restored = replace(plan.picture, pixels=pixels)
     contents[job.target] = _encode_exactly(restored, format) if settings.keep_rest else encode_image(restored, format)
-    _write_all(contents, settings.overwrite)
-    height, width = pixels.shape[:2]
-    tasks = tuple(step.task for step in plan.steps)
-    return Done(job, (job.target, *beside), time.monotonic() - start, height * width / 1e6, tasks, plan.found)
+    return contents, plan, pixels.shape[0] * pixels.shape[1]
 
 
 def restore_bytes(data: bytes, engine: Engine, settings: Settings, format: str | None = None) -> tuple[bytes, Plan]:
@@ -201,7 +290,7 @@ def restore_bytes(data: bytes, engine: Engine, settings: Settings, format: str |
         The content of the result, PNG for JPEG and lossy WebP, else the format of the input, unless `format` says
         otherwise; and what was done.
     """
-    picture = read_image(data)
+    picture = read_image(data, max_pixels=settings.max_pixels)
     plan = engine.plan(picture, settings.wishes, data)
     restored = replace(plan.picture, pixels=engine.run(plan, settings.wishes.strength))
     return encode_image(restored, (format or ("png" if picture.lossy else picture.format)).upper()), plan
@@ -319,6 +408,23 @@ def degrade_file(clean: Path, output: Path | None, damage: Damage, overwrite: bo
     return tuple(reversed(contents))
 
 
+def _outputs(job: Job, settings: Settings) -> tuple[Path, ...]:
+    """What is written for a file, the image first."""
+    rest, compare = rest_path(job.target), compare_path(job.target)
+    return (job.target, *[rest] * settings.keep_rest, *[compare] * settings.compare)
+
+
+def _options(job: Job, settings: Settings) -> dict[str, Any]:
+    """What is asked for, in plain values, a mask as the digest of its content."""
+    options = {**vars(settings.wishes), "keep_rest": settings.keep_rest, "compare": settings.compare}
+    mask = settings.wishes.mask
+    if isinstance(mask, np.ndarray):
+        options["mask"] = digest(f"{mask.dtype} {mask.shape} ".encode() + mask.tobytes())
+    elif mask is not None and mask != ALPHA and not str(mask).startswith("#"):
+        options["mask"] = digest_file(mask_of(Path(mask), job.source.name))
+    return options
+
+
 def rest_path(restored: Path) -> Path:
     """Where the rest of a restored image lies."""
     return restored.with_name(f"{restored.name}.rest")
@@ -366,22 +472,27 @@ def _write_all(contents: dict[Path, bytes], overwrite: bool) -> None:
         raise
 
 
-def _jobs(path: Path, output: Path | None, recursive: bool, format: str | None) -> list[Job]:
+def _jobs(path: Path, output: Path | None, recursive: bool, format: str | None, several: bool) -> list[Job]:
     """The jobs of one input, a file or a folder; `output` is a folder."""
     if not path.is_dir():
         target = _target(path, output / path.name if output else path, format)
-        return [Job(path, target if output else target.with_name(f"{target.stem}.restored{target.suffix}"))]
+        if output:
+            return [Job(path, target, output if several else None)]
+        return [Job(path, target.with_name(f"{target.stem}.restored{target.suffix}"))]
     resolved = path.resolve()
     folder = output or resolved.parent / f"{resolved.name}.restored"
     if folder.resolve() == resolved:
         raise OptionError(f"{printable(path)} is the input: give another folder with --output.")
-    found = path.rglob("*") if recursive else path.iterdir()
-    sources = [
-        p for p in found if is_image_path(p) and p.is_file() and not p.resolve().is_relative_to(folder.resolve())
-    ]
-    if not sources:
+    jobs = []
+    for source in sorted(path.rglob("*") if recursive else path.iterdir()):
+        if is_image_path(source) and source.is_file():
+            place = source.resolve()
+            if not place.is_relative_to(folder.resolve()):
+                skip = "" if place.is_relative_to(resolved) else "a link that leads out of the folder is not followed"
+                jobs.append(Job(source, _target(source, folder / source.relative_to(path), format), folder, skip))
+    if not jobs:
         raise OptionError(f"The folder {printable(path)} holds no images{'' if recursive else ' (try --recursive)'}.")
-    return [Job(source, _target(source, folder / source.relative_to(path), format)) for source in sorted(sources)]
+    return jobs
 
 
 def _target(source: Path, place: Path, format: str | None) -> Path:

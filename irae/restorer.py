@@ -6,6 +6,7 @@ import copy
 import ctypes
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -26,7 +27,8 @@ from irae.degrade import as_rgb
 from irae.errors import IraeError
 from irae.jpeg import JpegTables
 from irae.models.irae import IRAE, RecoverError, Rest
-from irae.tiles import Condition, restore_tiled
+from irae.runner import Runner
+from irae.tiles import Condition, restore_parts, restore_tiled
 from irae.weights import load_model
 
 Pixels = NDArray[Any]
@@ -74,6 +76,7 @@ class Restorer:
         device: "auto", "cpu", "cuda" or "mps".
         precision: "auto", "fp32", "bf16" or "fp16" for the subnets. Auto takes bf16 for 8-bit images where the hardware
             is fast at it, else fp32.
+        runner: runs the network; by default at once, in the thread that asks.
 
     Raises:
         IraeError: an unknown name, a device that is not there, weights that are not there, damaged or for another task.
@@ -85,6 +88,7 @@ class Restorer:
         model: str | Path | IRAE | None = None,
         device: str = "auto",
         precision: str = "auto",
+        runner: Runner | None = None,
     ) -> None:
         if task is not None:
             _choose("task", task, TASKS)
@@ -96,6 +100,8 @@ class Restorer:
             raise OptionError(f"These weights are for the task {self.task!r}, not {task!r}.")
         if next(self.model.parameters()).device.type != self.device.type:
             self.model = copy.deepcopy(self.model).to(self.device)  # the caller's network, or the cached one, stays
+        self.runner = runner or Runner(self.device)
+        self._whole_images = threading.Lock()  # one at a time where they are not cut
 
     def __call__(
         self, pixels: Pixels, hints: Hints = Hints(), strength: float = 1.0, afterwards: Afterwards | None = None
@@ -108,13 +114,22 @@ class Restorer:
             strength: 1 gives the network's image, 0 the input, between them their mixture.
             afterwards: changes the mixture before it is rounded.
         """
-        image = self._check(pixels, hints, strength)
+        self._check(pixels, hints, strength)
         with torch.inference_mode(), self._autocast(pixels.dtype):
-            if hints.mask is None:
-                restored = restore_tiled(self.model, image, self._condition(hints))
-            else:
-                restored = self._fill(image, hints.mask)
-        return _finish(image, restored, pixels, hints, strength, afterwards)
+            if hints.mask is not None:
+                image = as_rgb(as_tensor(pixels))
+                return _finish(image, self._fill(image, hints.mask), pixels, hints, strength, afterwards)
+            result = np.empty(pixels.shape, pixels.dtype if afterwards is None else np.float32)
+
+            def part(rows: slice, columns: slice) -> Tensor:
+                return as_rgb(as_tensor(pixels[rows, columns]))
+
+            def put(rows: slice, columns: slice, restored: Tensor) -> None:
+                mixed = restored if strength == 1 else torch.lerp(part(rows, columns), restored, strength)
+                result[rows, columns] = as_pixels(mixed, result[rows, columns])
+
+            restore_parts(self.model, pixels.shape[:2], part, self._condition(hints, "cpu"), put, self.runner)
+        return result if afterwards is None else as_pixels(as_tensor(afterwards(result)), pixels)
 
     def _fill(self, image: Tensor, mask: NDArray[np.bool_]) -> Tensor:
         """The image with its holes filled, pass by pass."""
@@ -122,7 +137,7 @@ class Restorer:
             depth = cv2.distanceTransform(np.pad(mask, 1, mode="edge").astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
             deeper = depth > HOLE_DEPTH
             hints = Hints(mask=mask)
-            restored = restore_tiled(self.model, self._enter(image, hints), self._condition(hints))
+            restored = restore_tiled(self.model, self._enter(image, hints), self._condition(hints, "cpu"), self.runner)
             if not deeper.any():
                 return restored
             image, mask = restored, deeper
@@ -138,7 +153,14 @@ class Restorer:
         Raises:
             RecoverError: the input would not come back bit for bit, for example in a low precision.
         """
-        image = self._check(pixels, hints, strength)
+        self._check(pixels, hints, strength)
+        with self._whole_images:
+            return self._with_rest(pixels, hints, strength, afterwards)
+
+    def _with_rest(
+        self, pixels: Pixels, hints: Hints, strength: float, afterwards: Afterwards | None
+    ) -> tuple[Pixels, bytes]:
+        image = self._image(pixels)
         precision = "fp32" if self.precision == "auto" else self.precision
         mask = np.zeros(pixels.shape[:2], np.bool_) if hints.mask is None else hints.mask
         with torch.inference_mode(), self._autocast(pixels.dtype, precision):
@@ -196,19 +218,14 @@ class Restorer:
             )
         return pixels
 
-    def _check(self, pixels: Pixels, hints: Hints, strength: float) -> Tensor:
-        """The pixels as an image (1, 3, H, W).
-
-        Raises:
-            OptionError: pixels, hints or strength that this task cannot take.
-        """
+    def _check(self, pixels: Pixels, hints: Hints, strength: float) -> None:
+        """Raises OptionError for pixels, hints or strength that this task cannot take."""
         check_settings(hints.sigma, strength)
-        image = self._image(pixels)
+        check_pixels(pixels)
         if (hints.mask is not None) != (self.task == "inpaint"):
             raise OptionError("Inpainting needs a mask of what is missing, and no other task takes one.")
         if hints.mask is not None:
             check_mask(hints.mask, pixels)
-        return image
 
     def _image(self, pixels: Pixels) -> Tensor:
         return as_rgb(as_tensor(pixels)).to(self.device)
@@ -220,12 +237,12 @@ class Restorer:
         known = torch.from_numpy(~hints.mask).to(image)[None, None]
         return fill_holes(image, known)
 
-    def _condition(self, hints: Hints) -> Condition:
-        return partial(CONDITIONS[self.task], hints, self.device)
+    def _condition(self, hints: Hints, device: str | torch.device) -> Condition:
+        return partial(CONDITIONS[self.task], hints, torch.device(device))
 
     def _whole(self, hints: Hints, image: Tensor) -> Tensor:
         """The condition of the whole image."""
-        return self._condition(hints)(slice(0, image.shape[-2]), slice(0, image.shape[-1]))
+        return self._condition(hints, self.device)(slice(0, image.shape[-2]), slice(0, image.shape[-1]))
 
     def _autocast(self, dtype: np.dtype[Any], precision: str | None = None) -> AbstractContextManager[Any]:
         precision = precision or self.precision
@@ -295,6 +312,16 @@ def check_settings(sigma: float | None, strength: float = 1.0) -> None:
         raise OptionError(f"The strength {strength:g} is not between 0 and 1.")
 
 
+def check_pixels(pixels: Pixels) -> None:
+    """Raises OptionError for another dtype than uint8, uint16 and float32, no pixels, or values that are not finite."""
+    if pixels.size == 0:
+        raise OptionError("The image has no pixels.")
+    if pixels.dtype not in (np.uint8, np.uint16, np.float32):
+        raise OptionError(f"An image is uint8, uint16 or float32, not {pixels.dtype}: convert it with .astype.")
+    if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
+        raise OptionError("The image holds values that are not finite.")
+
+
 def check_mask(mask: NDArray[np.bool_], pixels: Pixels) -> None:
     """Raises OptionError for a mask (H, W) of another size than the pixels, or that leaves nothing known."""
     if mask.dtype != np.bool_ or mask.shape != pixels.shape[:2]:
@@ -340,17 +367,12 @@ def as_tensor(pixels: Pixels) -> Tensor:
     """Pixels (H, W) or (H, W, 3), uint8, uint16 or float32, as (1, 1 or 3, H, W) float32, integers scaled to [0, 1].
 
     Raises:
-        OptionError: another dtype, no pixels, or values that are not finite.
+        OptionError: see `check_pixels`.
     """
-    if pixels.size == 0:
-        raise OptionError("The image has no pixels.")
-    if pixels.dtype not in (np.uint8, np.uint16, np.float32):
-        raise OptionError(f"An image is uint8, uint16 or float32, not {pixels.dtype}: convert it with .astype.")
+    check_pixels(pixels)
     values = pixels.astype(np.float32)
     if pixels.dtype != np.float32:
         values /= np.iinfo(pixels.dtype).max
-    elif not np.isfinite(values).all():
-        raise OptionError("The image holds values that are not finite.")
     image = torch.from_numpy(values)
     return image[None, None] if image.ndim == 2 else image.permute(2, 0, 1)[None]
 

@@ -3,73 +3,188 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from irae.models.irae import IRAE
+from irae.errors import IraeError
+from irae.models.baselines import Network
+from irae.runner import Runner, Shape, TileTooLarge
 
-TILE = 1024
-
-Condition = Callable[[slice, slice], Tensor]
+Part = Callable[[slice, slice], Tensor]
+"""A part of an image, (1, C, h, w), by its rows and columns."""
+Condition = Part
 """The condition (1, K, h, w) or (1, K, 1, 1) of a part of an image, by its rows and columns."""
+Put = Callable[[slice, slice, Tensor], None]
+"""Takes a part of a result, (1, C, h, w), with its rows and columns."""
 
 
-def restore_tiled(model: IRAE, image: Tensor, cond: Condition, tile: int = TILE) -> Tensor:
-    """`model.restore`, tile by tile where the image has more than two tiles' pixels; to rounding the same.
+@dataclass(frozen=True)
+class Tile:
+    """A part of a result, and the window of the image that it is made from.
+
+    Attributes:
+        rows, columns: of the part.
+        window: rows and columns of the window, which may end beyond the image by less than a size multiple.
+        full: the window has the largest size.
+    """
+
+    rows: slice
+    columns: slice
+    window: tuple[slice, slice]
+    full: bool
+
+
+def restore_tiled(model: Network, image: Tensor, cond: Condition, tile: int | Runner | None = None) -> Tensor:
+    """The restored image, tile by tile where the image is larger than a tile; to rounding the same.
 
     Args:
         model: the network.
         image: (1, C, H, W).
         cond: its condition, part by part.
-        tile: side of the part of the result that one pass makes; rounded up to the network's size multiple.
+        tile: side in pixels of the part of the result that one pass makes, or the runner that knows; by default what
+            memory allows.
 
     Shape: (1, C, H, W).
     """
-    step = -(-tile // model.size_multiple) * model.size_multiple
-    if image.shape[-2] * image.shape[-1] <= 2 * step**2:
-        return model.restore(image, cond(slice(0, image.shape[-2]), slice(0, image.shape[-1])))
-    result, margin = torch.empty_like(image), reach(model)
-    for rows, outer_rows in _cuts(image.shape[-2], step, margin):
-        for columns, outer_columns in _cuts(image.shape[-1], step, margin):
-            restored = model.restore(image[..., outer_rows, outer_columns], cond(outer_rows, outer_columns))
-            top, left = rows.start - outer_rows.start, columns.start - outer_columns.start
-            height, width = rows.stop - rows.start, columns.stop - columns.start
-            result[..., rows, columns] = restored[..., top : top + height, left : left + width]
+    shape = Shape(tile) if isinstance(tile, int) else None
+    runner = tile if isinstance(tile, Runner) else Runner(image.device, shape)
+    result = torch.empty_like(image)
+
+    def put(rows: slice, columns: slice, part: Tensor) -> None:
+        result[..., rows, columns] = part
+
+    size = (image.shape[-2], image.shape[-1])
+    restore_parts(model, size, lambda *at: image[(..., *at)], cond, put, runner)
     return result
 
 
-def _cuts(length: int, step: int, margin: int) -> Iterator[tuple[slice, slice]]:
-    """Along one axis: what each tile makes, and what it sees. Both start at multiples of the size multiple."""
-    for start in range(0, length, step):
-        stop = min(start + step, length)
-        yield slice(start, stop), slice(max(0, start - margin), min(length, stop + margin))
+def restore_parts(
+    model: Network, size: tuple[int, int], image: Part, cond: Condition, put: Put, runner: Runner
+) -> None:
+    """Restore an image of which never more than some windows are held here.
+
+    Args:
+        model: the network.
+        size: (H, W) of the image.
+        image, cond: give its parts and those of its condition.
+        put: takes the parts of the result; some of them twice where memory did not suffice and the image was cut anew.
+        runner: runs the network.
+
+    Raises:
+        IraeError: the image is larger than a tile, and the network does not work in tiles.
+        MemoryError: not even the smallest tile fits in memory.
+    """
+    while True:
+        try:
+            return _restore_parts(model, size, image, cond, put, runner, runner.shape)
+        except TileTooLarge:
+            continue
+
+
+def _restore_parts(
+    model: Network, size: tuple[int, int], image: Part, cond: Condition, put: Put, runner: Runner, shape: Shape
+) -> None:
+    pending: deque[tuple[Tile, Future[Tensor]]] = deque()
+
+    def finish() -> None:
+        tile, result = pending.popleft()
+        top, left = tile.rows.start - tile.window[0].start, tile.columns.start - tile.window[1].start
+        height, width = tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start
+        put(tile.rows, tile.columns, result.result()[..., top : top + height, left : left + width])
+
+    try:
+        for tile in cut(model, size, shape):
+            if len(pending) >= runner.ahead:
+                finish()
+            window, known = (_padded(part, tile.window, size) for part in (image, cond))
+            pending.append((tile, runner.submit(model, window, known, shape, tile.full)))
+        while pending:
+            finish()
+    finally:
+        for _, result in pending:
+            result.cancel()
+
+
+def cut(model: Network, size: tuple[int, int], shape: Shape) -> Iterator[Tile]:
+    """The tiles of an image (H, W), row by row; one where it is no larger than a tile.
+
+    For batches all windows along a side have one size, else they are as small as their number allows.
+    """
+    unit = model.size_multiple
+    step = _up(shape.tile, unit)
+    margin = 0 if max(size) <= step else reach(model)
+    rows, columns = (_cuts(length, step, margin, unit, shape.batch > 1) for length in size)
+    largest = step + 2 * margin
+    for row, outer_row in rows:
+        for column, outer_column in columns:
+            full = all(outer.stop - outer.start == largest for outer in (outer_row, outer_column))
+            yield Tile(row, column, (outer_row, outer_column), full)
+
+
+def _cuts(length: int, step: int, margin: int, unit: int, even: bool) -> list[tuple[slice, slice]]:
+    """Along one side: what each tile makes, and its window. Windows start and end at multiples of `unit`.
+
+    At the image's ends windows need no margin, so `count` of them make count * step + 2 * margin pixels.
+    """
+    padded, window = _up(length, unit), step + 2 * margin
+    if padded <= window:
+        return [(slice(0, length), slice(0, padded))]
+    count = -(-(padded - 2 * margin) // step)
+    if not even:
+        window = _up(-(-(padded + 2 * margin * (count - 1)) // count), unit)
+    starts = [index * (padded - window) // (count - 1) // unit * unit for index in range(count)]
+    edges = [0, *(start + margin for start in starts[1:]), length]
+    return [(slice(*edges[index : index + 2]), slice(start, start + window)) for index, start in enumerate(starts)]
+
+
+def _up(length: int, unit: int) -> int:
+    return -(-length // unit) * unit
+
+
+def _padded(part: Part, window: tuple[slice, slice], size: tuple[int, int]) -> Tensor:
+    """A window, padded as the network would pad the image; a condition (1, K, 1, 1) as it is."""
+    inside = tuple(slice(outer.start, min(outer.stop, length)) for outer, length in zip(window, size, strict=True))
+    found = part(*inside)
+    height, width = (one.stop - one.start for one in inside)
+    if found.shape[-2:] != (height, width):
+        return found
+    below, right = (outer.stop - one.stop for outer, one in zip(window, inside, strict=True))
+    return F.pad(found, (0, right, 0, below), mode="replicate") if below or right else found
 
 
 @functools.lru_cache(maxsize=8)
-def reach(model: IRAE) -> int:
+def reach(model: Network) -> int:
     """How far a pixel's influence reaches in pixels, rounded up to the size multiple: measured, not derived.
 
-    A tile of NaN goes in; where NaN comes out, the network looked at it.
+    A tile of NaN goes in, in the middle of a strip across and of one down; where NaN comes out, the network looked at
+    it.
 
     Raises:
-        ValueError: the network looks at the whole image at once, so it cannot work in tiles.
+        IraeError: the network looks at the whole image at once, so it cannot work in tiles.
     """
+    return max(_reach_along(model, axis) for axis in (-2, -1))
+
+
+def _reach_along(model: Network, axis: int) -> int:
     parameter, unit = next(model.parameters()), model.size_multiple
+    cond = torch.zeros(1, model.config.cond, 1, 1, device=parameter.device)
     blocks = 32
     while blocks * unit <= 4096:
-        start = blocks // 2 * unit
-        image = torch.zeros(1, model.config.image_channels, blocks * unit, blocks * unit)
-        image[..., start : start + unit, start : start + unit] = torch.nan
-        cond = torch.zeros(1, model.config.cond, 1, 1)
+        start, size = blocks // 2 * unit, [2 * unit, 2 * unit]
+        size[axis] = blocks * unit
+        image = torch.zeros(1, model.config.image_channels, *size, device=parameter.device)
+        image.narrow(axis, start, unit).fill_(torch.nan)
         with torch.no_grad():
-            output = model.restore(image.to(parameter.device), cond.to(parameter.device))
-        touched = output.isnan().any(1)[0]
-        span = torch.cat([touched.any(axis).nonzero().flatten() for axis in (0, 1)])
-        first, last = int(span.min()), int(span.max())
+            touched = model(image, cond).isnan().any(1)[0].any(-1 if axis == -2 else -2).nonzero().flatten()
+        first, last = int(touched[0]), int(touched[-1])
         if first > 0 and last < blocks * unit - 1:
             radius = max(start - first, last - (start + unit - 1))
             return -(-radius // unit) * unit
         blocks *= 2
-    raise ValueError("This network looks at the whole image at once: it cannot work in tiles.")
+    raise IraeError("This network looks at the whole image at once: it cannot work in tiles, only on smaller images.")

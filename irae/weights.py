@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from irae.errors import IraeError
 from irae.images import write_bytes
-from irae.models.irae import IRAE, IRAEConfig
+from irae.models.baselines import Config, Network, build_network, config_class
+from irae.models.irae import IRAE
 from irae.resources import resource_dir
 
 FORMAT = "irae-1"
@@ -44,7 +45,7 @@ class WeightsInfo:
 
     name: str
     path: Path
-    config: IRAEConfig
+    config: Config
     facts: dict[str, Any]
     card: str
 
@@ -79,7 +80,7 @@ def weights_with_digest(digest: str) -> Path:
 
 
 def save_weights(
-    path: Path, config: IRAEConfig, state: dict[str, Tensor], facts: dict[str, Any], dtype: torch.dtype = torch.float16
+    path: Path, config: Config, state: dict[str, Tensor], facts: dict[str, Any], dtype: torch.dtype = torch.float16
 ) -> None:
     """Write weights, atomically, floating point tensors stored as `dtype`."""
     tensors = {
@@ -103,13 +104,21 @@ def weights_info(name_or_path: str | Path) -> WeightsInfo:
 
 
 def load_model(name_or_path: str | Path = "denoise") -> IRAE:
-    """The network of installed weights by name, or of a weights file: float32, channels_last, evaluation mode.
+    """The IRAE of installed weights by name, or of a weights file: float32, channels_last, evaluation mode.
 
     Cached, so that all callers share it: copy it before you change it. `config`, `card` and `digest` tell of it.
 
     Raises:
-        WeightsError: no such weights, a damaged file, or one that is not of this project.
+        WeightsError: no such weights, a damaged file, one that is not of this project, or a baseline's.
     """
+    network = load_network(name_or_path)
+    if not isinstance(network, IRAE):
+        raise WeightsError(f"{name_or_path} holds a baseline ({network.config.network}), for `irae evaluate` only.")
+    return network
+
+
+def load_network(name_or_path: str | Path) -> Network:
+    """As `load_model`, the weights of a baseline too."""
     path = find_weights(name_or_path).resolve()
     stat = path.stat()
     return _load(path, (stat.st_mtime_ns, stat.st_size))
@@ -117,7 +126,7 @@ def load_model(name_or_path: str | Path = "denoise") -> IRAE:
 
 def model_facts(name_or_path: str | Path) -> dict[str, Any]:
     """What there is to know of weights: task, architecture, parameters, multiply-accumulates a pixel, training."""
-    info, model = weights_info(name_or_path), load_model(name_or_path)
+    info, model = weights_info(name_or_path), load_network(name_or_path)
     return {
         "name": info.name,
         "task": info.config.task,
@@ -130,22 +139,22 @@ def model_facts(name_or_path: str | Path) -> dict[str, Any]:
     }
 
 
-def mac_per_pixel(model: IRAE) -> int:
+def mac_per_pixel(model: Network) -> int:
     """Multiply-accumulates a pixel of one restoration, counted by torch's FlopCounterMode on 128 x 128 pixels."""
     config = model.config
     image = torch.zeros(1, config.image_channels, 128, 128)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.restore(image, torch.zeros(1, config.cond, 1, 1) if config.cond else None)
+        model(image, torch.zeros(1, config.cond, 1, 1) if config.cond else None)
     return round(counter.get_total_flops() / 2 / 128**2)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(path: Path, version: tuple[int, int]) -> IRAE:
+def _load(path: Path, version: tuple[int, int]) -> Network:
     header, tensors = _read(path)
     if _digest(header, tensors) != header["sha256"]:
         raise WeightsError(f"The weights {path} are damaged (sha256 differs): get the file again.")
     info = _info(path, header)
-    model = IRAE(info.config)
+    model = build_network(info.config, memory_free=True)
     model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     model.card, model.digest = info.card, header["sha256"]
     model.eval().requires_grad_(False)
@@ -168,7 +177,8 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict[str, str], dict[str, T
 
 def _info(path: Path, header: dict[str, str]) -> WeightsInfo:
     try:
-        config, facts = IRAEConfig(**json.loads(header["config"])), json.loads(header["facts"])
+        values, facts = json.loads(header["config"]), json.loads(header["facts"])
+        config = config_class(values)(**values)
     except (TypeError, ValueError) as error:
         raise WeightsError(f"The header of {path} is damaged or of another version of irae.") from error
     card = path.with_suffix(".md")

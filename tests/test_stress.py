@@ -1,10 +1,11 @@
-"""Long trials, run by `make stress`: damaged files for the reader, and a training run killed at random moments."""
+"""Long trials, run by `make stress`: damaged files for the reader; training and batches killed at random moments."""
 
 from __future__ import annotations
 
 import io
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,3 +86,60 @@ def test_a_training_run_killed_at_random_moments_ends_as_an_undisturbed_one(tmp_
     whole, killed = ((tmp_path / name / "log.csv").read_text().splitlines() for name in ("whole", "killed"))
     without_seconds = [[row.split(",")[:1] + row.split(",")[2:] for row in log] for log in (whole, killed)]
     assert without_seconds[0] == without_seconds[1]
+
+
+def test_a_batch_killed_at_random_moments_ends_as_an_undisturbed_one(
+    tmp_path: Path, photo: np.ndarray, weights_file: Path
+) -> None:
+    rng, folder = random.Random(0), tmp_path / "in"
+    folder.mkdir()
+    for number in range(100):
+        height, width = rng.randrange(40, 120), rng.randrange(40, 157)
+        (folder / f"{number:03}.png").write_bytes(encode_image(Picture(photo[:height, :width].copy()), "PNG"))
+
+    def command(results: str) -> list[str]:
+        return [sys.executable, "-m", "irae.cli", "restore", str(folder), "-o", str(tmp_path / results), *options]
+
+    options = ["--model", str(weights_file), "--task", "denoise", "--precision", "fp32"]
+    start = time.monotonic()
+    subprocess.run(command("whole"), check=True, capture_output=True)
+    length = time.monotonic() - start
+    results, kills, moments = tmp_path / "killed", 0, list[int]()
+    while kills < 20:
+        process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(0.3, 1.0) * length)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        moments.append(len(list(results.glob("*.png"))))
+        if moments[-1] == 100:  # it was quick: all over again, to be killed some more
+            shutil.rmtree(results)
+    assert any(0 < moment < 100 for moment in moments)
+    subprocess.run(command("killed"), check=True, capture_output=True)
+    whole, killed = ({p.name: p.read_bytes() for p in (tmp_path / f).glob("*.png")} for f in ("whole", "killed"))
+    assert len(whole) == 100 and killed == whole
+    assert not [path for path in results.iterdir() if path.suffix == ".tmp" or path.name == ".irae-lock"]
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(tmp_path: Path, weights_file: Path) -> None:
+    """On a small file system of its own, where the system lets a user make one."""
+    folder, results = tmp_path / "in", tmp_path / "results"
+    folder.mkdir()
+    results.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        pixels = rng.integers(0, 256, (100, 100, 3), dtype=np.uint8)
+        (folder / f"{number:02}.png").write_bytes(encode_image(Picture(pixels), "PNG"))
+    run = f"{sys.executable} -m irae.cli restore {folder} -o {results} --model {weights_file} --task denoise"
+    script = (
+        f"mount -t tmpfs -o size=200k none {results} || exit 77\n"
+        f'{run}; echo "exit $?"; ls -a {results} | grep tmp\n'
+        f'mount -o remount,size=20m {results}\n{run}; echo "exit $?"\n'
+    )
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("no file system of one's own here")
+    assert done.stderr.count("disk is full") == 1 and "same command again" in done.stderr
+    assert "exit 1" in done.stdout and done.stdout.rstrip().endswith("exit 0") and ".tmp" not in done.stdout
+    assert "Traceback" not in done.stderr

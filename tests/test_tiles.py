@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from irae.models.irae import IRAEConfig
-from irae.tiles import reach, restore_tiled
+from irae.runner import Shape, Workers
+from irae.tiles import cut, reach, restore_tiled
 from tests.conftest import SMALL, random_model
 
 
@@ -22,6 +25,34 @@ def test_tiled_equals_untiled(config: IRAEConfig) -> None:
             whole = model.restore(image, cond)
             tiled = restore_tiled(model, image, part, tile=48)
         torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_tiles_of_two_images_share_batches(batch: int) -> None:
+    model = random_model(scale=0.08)
+    images = [torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) for size in ((203, 171), (150, 222))]
+    conds = [torch.rand(1, 2, *image.shape[-2:]) for image in images]
+    with torch.no_grad(), Workers([torch.device("cpu")] * 2, Shape(40, batch)) as workers, ThreadPoolExecutor() as pool:
+        part = [lambda *at, c=cond: c[(..., *at)] for cond in conds]
+        found = list(pool.map(lambda image, cond: restore_tiled(model, image, cond, workers), images, part))
+        for tiled, image, cond in zip(found, images, conds, strict=True):
+            torch.testing.assert_close(tiled, model.restore(image, cond), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("size", [(1, 1), (40, 41), (97, 300), (211, 53), (333, 222)])
+def test_tiles_cover_the_image_once(size: tuple[int, int], batch: int) -> None:
+    model = random_model()
+    unit, margin, count = model.size_multiple, reach(model), torch.zeros(size)
+    for tile in cut(model, size, Shape(40, batch)):
+        count[tile.rows, tile.columns] += 1
+        for part, window, length in zip((tile.rows, tile.columns), tile.window, size, strict=True):
+            assert window.start % unit == 0 and (window.stop - window.start) % unit == 0
+            assert window.start == 0 or window.start <= part.start - margin
+            assert window.stop >= length or window.stop >= part.stop + margin
+            assert window.stop < length + unit
+        assert not tile.full or all(w.stop - w.start == 40 + 2 * margin for w in tile.window)
+    assert (count == 1).all()
 
 
 def test_reach_is_the_receptive_field() -> None:

@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from irae.experiments.common import Context, Experiment, Result, Row, in_processes, panels
-from irae.models.blocks import BLOCKS, USubnet
+from irae.models.baselines import Twin
+from irae.models.blocks import BLOCKS
 from irae.models.irae import IRAE, IRAEConfig
-from irae.models.resample import Unshuffle
 from irae.training.data import Image, PatchBatches, load_training_images
 from irae.training.recipe import LOSSES, Data, NoiseMix, Optimiser, Recipe, Stage, learning_rate_scale
 from irae.training.tasks import Denoising
@@ -195,33 +194,9 @@ def images(root: Path | None) -> tuple[list[Image], dict[str, Image]]:
     return load_training_images(DATA, root)
 
 
-class PlainTwin(nn.Module):
-    """The subnets of an additive IRAE in a plain residual chain: one stream, x <- x + F(x), which has no inverse.
-
-    As many parameters and as much work as the IRAE of the same configuration. Shapes: as `IRAE`.
-    """
-
-    def __init__(self, config: IRAEConfig) -> None:
-        super().__init__()
-        (channels,), (blocks,) = config.channels, config.blocks
-        hidden = config.block_options.get("hidden", channels)
-        self.channels, self.squeeze = channels, Unshuffle()
-        self.subnets = nn.ModuleList(USubnet(channels, channels, hidden, config.cond) for _ in range(4 * blocks))
-
-    def forward(self, y: Tensor, cond: Tensor | None = None) -> Tensor:
-        height, width = y.shape[-2:]
-        even = F.pad(y, (0, width % 2, 0, height % 2), mode="replicate")
-        squeezed = self.squeeze.squeeze(even)
-        x = F.pad(squeezed, (0, 0, 0, 0, 0, self.channels - squeezed.shape[1]))
-        x = x.contiguous(memory_format=torch.channels_last)
-        for subnet in self.subnets:
-            x = x + subnet(x, cond)
-        return self.squeeze.unsqueeze(x[:, : squeezed.shape[1]])[..., :height, :width]
-
-
 def build(name: str, config: IRAEConfig) -> nn.Module:
     """The network of a run."""
-    return PlainTwin(config) if name == PLAIN else IRAE(config, memory_free=False)
+    return Twin.like(config) if name == PLAIN else IRAE(config, memory_free=False)
 
 
 def fit_width(name: str, parameters: int) -> IRAEConfig:

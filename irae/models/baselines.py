@@ -5,7 +5,7 @@ A new baseline is one class with `forward(y, cond) -> image` and one line in `BA
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -76,7 +76,7 @@ class DnCNN(Baseline):
 
     def __init__(self, cond: int = 0, depth: int = 20, width: int = 64) -> None:
         super().__init__()
-        self.body = normalised_body(3, 3, depth, width)
+        self.body = plain_body(3, 3, depth, width, norm=True)
 
     def forward(self, y: Tensor, cond: Tensor | None = None) -> Tensor:
         return y + self.body(y)
@@ -90,13 +90,15 @@ class FFDNet(Baseline):
 
     Args:
         depth, width: convolutions and channels between: 12 and 96 in colour.
+        norm: batch normalisation between them, as in the paper; its released weights have it merged, and the authors'
+            later PyTorch code trains without.
     """
 
     size_multiple = 2
 
-    def __init__(self, cond: int = 2, depth: int = 12, width: int = 96) -> None:
+    def __init__(self, cond: int = 2, depth: int = 12, width: int = 96, norm: bool = True) -> None:
         super().__init__()
-        self.body = normalised_body(4 * 3 + 1, 4 * 3, depth, width)
+        self.body = plain_body(4 * 3 + 1, 4 * 3, depth, width, norm)
 
     def forward(self, y: Tensor, cond: Tensor | None = None) -> Tensor:
         small = F.pixel_unshuffle(pad_to(y, 2), 2)
@@ -235,6 +237,7 @@ INITS: dict[str, Callable[[Tensor], Tensor]] = {
     "he": partial(nn.init.kaiming_normal_, nonlinearity="relu"),  # He et al. 2015: DnCNN, U-Net
     "orthogonal": nn.init.orthogonal_,  # Saxe et al. 2014: FFDNet
     "gaussian": partial(nn.init.normal_, std=1e-3),  # ARCNN
+    "residual": partial(nn.init.kaiming_normal_, nonlinearity="relu"),  # ours: and 0 in the last convolution
 }
 
 Config = IRAEConfig | BaselineConfig
@@ -259,21 +262,32 @@ def build_network(config: Config, memory_free: bool = False) -> Network:
     except TypeError as error:
         raise IraeError(f"The network {config.network!r} does not take these options: {error}.") from error
     network.config = config
-    for module in network.modules() if config.init else ():
-        if isinstance(module, nn.Conv2d):
-            INITS[config.init](module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    if config.init:
+        initialise([module for module in network.modules() if isinstance(module, nn.Conv2d)], config.init)
     return network
 
 
-def normalised_body(channels: int, out: int, depth: int, width: int) -> nn.Sequential:
-    """`depth` 3x3 convolutions with ReLU between them and batch normalisation before all but the first."""
+def initialise(convolutions: Sequence[nn.Conv2d], init: str) -> None:
+    """Draw the weights of convolutions, given in order; biases become 0.
+
+    "residual" leaves the last one at 0, so that a network that predicts the difference starts as the identity.
+    """
+    for convolution in convolutions:
+        INITS[init](convolution.weight)
+        if convolution.bias is not None:
+            nn.init.zeros_(convolution.bias)
+    if init == "residual":
+        nn.init.zeros_(convolutions[-1].weight)
+
+
+def plain_body(channels: int, out: int, depth: int, width: int, norm: bool) -> nn.Sequential:
+    """`depth` 3x3 convolutions with ReLU between; with `norm`, batch normalisation before each ReLU but the first."""
     layers: list[nn.Module] = [conv3x3(channels, width), nn.ReLU(inplace=True)]
     for _ in range(depth - 2):
-        convolution = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-        layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        layers.append(conv3x3(width, width))
+        if norm:
+            layers.append(nn.BatchNorm2d(width))
+        layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers, conv3x3(width, out))
 
 

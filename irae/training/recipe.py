@@ -15,9 +15,10 @@ from torch import nn
 from irae.degrade import NOISES
 from irae.errors import IraeError
 from irae.masks import MASKS
-from irae.models.irae import IRAEConfig
+from irae.models.baselines import Config, config_class
 
 LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss}
+ALGORITHMS = ("muon", "adam", "sgd")
 
 
 class RecipeError(IraeError):
@@ -133,9 +134,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """Muon on the convolution weights, AdamW on the rest, one cosine cycle over all stages up to a restart.
+    """How weights are updated; one cosine cycle over all stages up to a restart.
 
     Attributes:
+        algorithm: "muon" on the convolution weights and AdamW on the rest, or what the papers of the baselines take for
+            all of them: "adam", or "sgd" with momentum 0.9 and weight decay 1e-4.
         lr: peak learning rate.
         warmup: steps of linear rise at the beginning of a cycle.
         clip: largest gradient norm.
@@ -146,10 +149,13 @@ class Optimiser:
     warmup: int = 100
     clip: float = 1.0
     average: float = 0.999
+    algorithm: str = "muon"
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and self.warmup >= 1 and self.clip > 0 and 0 <= self.average < 1):
             raise ValueError("The optimiser needs lr and clip above 0, warmup from 1, average from 0 to below 1.")
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"There is no algorithm {self.algorithm!r}; choose one of {', '.join(ALGORITHMS)}.")
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ class Recipe:
 
     Attributes:
         name: of the weights that it makes.
-        model: the architecture.
+        model: the architecture: an IRAE, or the baseline that `network` names.
         data, stages, optimiser: see there.
         noise, jpeg, masks: how patches are damaged, one for each task; that of the model's task counts.
         seed: of initialisation and all sampling.
@@ -167,7 +173,7 @@ class Recipe:
     """
 
     name: str
-    model: IRAEConfig
+    model: Config
     data: Data
     stages: tuple[Stage, ...]
     noise: NoiseMix = NoiseMix()
@@ -237,6 +243,8 @@ def load_recipe(path: Path) -> Recipe:
 
 def _build(kind: Any, value: Any) -> Any:
     """`value`, made of TOML's types, as a dataclass, tuple, dict or number of type `kind`."""
+    if kind == Config:
+        kind = config_class(value)
     if dataclasses.is_dataclass(kind):
         types = get_type_hints(kind)
         unknown = set(value) - set(types)

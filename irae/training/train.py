@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from irae.degrade import to_8bit
 from irae.images import make_folder, write_bytes
-from irae.models.irae import IRAE
+from irae.models.baselines import build_network
 from irae.training.data import Batch, Image, PatchBatches, load_training_images
 from irae.training.muon import Muon
 from irae.training.recipe import LOSSES, Optimiser, Recipe, RecipeError
@@ -108,10 +108,12 @@ class Run:
         self.checkpoint = folder / "checkpoint.pt"
         self.device = torch.device(options.device)
         torch.manual_seed(recipe.seed)
-        self.model = IRAE(recipe.model, memory_free=recipe.memory_free)
+        self.model = build_network(recipe.model, recipe.memory_free)
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.forward = torch.compile(self.model) if options.compile else self.model
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimiser.average))
+        self.forward = torch.compile(self.model, dynamic=False) if options.compile else self.model
+        normed = any(isinstance(m, nn.BatchNorm2d) for m in self.model.modules())  # statistics go with weights
+        decay = get_ema_multi_avg_fn(recipe.optimiser.average)
+        self.average = AveragedModel(self.model, multi_avg_fn=decay, use_buffers=normed)
         self.optimisers = make_optimisers(self.model, recipe.optimiser)
         self.step = 0
         self.seconds = 0.0
@@ -215,7 +217,13 @@ class Run:
 
 
 def make_optimisers(model: nn.Module, settings: Optimiser) -> list[torch.optim.Optimizer]:
-    """Muon for the weights of convolutions, AdamW for biases, vectors and weights with one channel on a side."""
+    """Muon for the weights of convolutions, AdamW for biases, vectors and weights with one channel on a side; or the
+    settings' other algorithm for all.
+    """
+    if settings.algorithm == "adam":
+        return [torch.optim.Adam(model.parameters(), lr=settings.lr)]
+    if settings.algorithm == "sgd":
+        return [torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=0.9, weight_decay=1e-4)]
     is_matrix = {p: p.ndim == 4 and min(p.shape[0], p.shape[1]) > 1 for p in model.parameters()}
     matrices = [p for p, matrix in is_matrix.items() if matrix]
     others = [p for p, matrix in is_matrix.items() if not matrix]

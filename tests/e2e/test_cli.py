@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,9 +67,72 @@ def test_a_folder_is_mirrored_and_a_bad_file_stops_nothing(irae: Run, tmp_path: 
     (folder / "notes.txt").write_text("no image")
     result = irae(folder)
     assert result.code == 1 and "broken.png" in result.err and "4 of 5" in result.err
-    assert names(tmp_path / "in.restored") == {"a.png", "b.jpg.png", "b.png", "c.tif"}
+    kept = {".irae-journal.jsonl", "failures.jsonl"}
+    assert names(tmp_path / "in.restored") == {"a.png", "b.jpg.png", "b.png", "c.tif"} | kept
     assert irae(folder, "-o", tmp_path / "out", "--recursive", "--format", "png").code == 1
     assert "sub/d.png" in names(tmp_path / "out")
+
+
+def test_a_second_run_does_only_what_is_left(irae: Run, tmp_path: Path, photo: NDArray[Any]) -> None:
+    folder, results = tmp_path / "in", tmp_path / "in.restored"
+    folder.mkdir()
+    for name in "abc":
+        write_image(folder / f"{name}.png", Picture(photo))
+    (folder / "d.png").write_bytes(b"")
+    plans = irae(folder, "--dry-run")
+    assert plans.code == 0 and plans.out.count("(new)") == 4 and not results.exists()
+    assert irae(folder).code == 1
+    failures = [json.loads(line) for line in (results / "failures.jsonl").read_text().splitlines()]
+    assert [Path(failure["input"]).name for failure in failures] == ["d.png"] and "empty" in failures[0]["error"]
+    before = {name: (results / f"{name}.png").stat().st_mtime_ns for name in "abc"}
+    write_image(folder / "d.png", Picture(photo), overwrite=True)
+    write_image(folder / "b.png", Picture(photo[1:]), overwrite=True)
+    (results / "c.png").unlink()
+    plans = irae(folder, "--dry-run")
+    assert plans.code == 0 and [line.split()[0] for line in plans.out.splitlines()] == [
+        "skip",
+        "redo",
+        "redo",
+        "restore",
+    ]
+    assert "input changed" in plans.out and "not finished" in plans.out
+    again = irae(folder)
+    assert again.code == 0 and "3 of 4 images restored; 1 skipped: unchanged." in again.err
+    assert (results / "a.png").stat().st_mtime_ns == before["a"] and (results / "b.png").stat().st_mtime_ns != before[
+        "b"
+    ]
+    assert not (results / "failures.jsonl").exists()
+    changed = irae(folder, "--strength", "0.5", "--dry-run", "--json")
+    assert {json.loads(line)["why"] for line in changed.out.splitlines()} == {"strength changed from 1.0 to 0.5"}
+    lines = [json.loads(line) for line in irae(folder, "--json").out.splitlines()]
+    assert {line["status"] for line in lines} == {"skipped"}
+    write_image(results / "a.png", Picture(photo), overwrite=True)
+    foreign = irae(folder)
+    assert foreign.code == 1 and "--overwrite" in foreign.err
+    assert irae(folder, "--overwrite").code == 0
+
+
+def test_too_many_pixels_are_refused(irae: Run, noisy: Path) -> None:
+    result = irae(noisy, "--max-pixels", "0.01")
+    assert result.code == 1 and "over the limit of 10000" in result.err and len(result.err.splitlines()) == 1
+
+
+def test_an_interrupted_run_finishes_what_it_began(tmp_path: Path, photo: NDArray[Any], weights_file: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(120):
+        write_image(folder / f"{number:03}.png", Picture(photo))
+    command = [sys.executable, "-m", "irae.cli", "restore", str(folder), "--model", str(weights_file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "same command again" in err and "Traceback" not in err
+    results = {path.name for path in (tmp_path / "in.restored").glob("*.png")}
+    assert len(results) == 1 + len(out.splitlines()) < 120
+    assert not list((tmp_path / "in.restored").glob(".*.tmp"))
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{120 - len(results)} of 120 images restored; {len(results)} skipped: unchanged." in done.stderr
 
 
 def test_output_names_a_file_or_a_folder(irae: Run, noisy: Path, tmp_path: Path) -> None:

@@ -1,0 +1,13 @@
+"""Comparison with other methods by one protocol: `irae evaluate`.
+
+`protocols` damages images, `methods` restore them, `runner` scores them and keeps what is done, `statistics` sums up,
+`speed` measures each method in a process of its own, and `report` writes the tables as Markdown, HTML, JSON and CSV.
+"""
+
+from __future__ import annotations
+
+from irae.evaluation.methods import EvaluationError
+from irae.evaluation.report import terminal_tables, write_report
+from irae.evaluation.runner import Request, run
+
+__all__ = ["EvaluationError", "Request", "run", "terminal_tables", "write_report"]

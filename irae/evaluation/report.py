@@ -1,0 +1,469 @@
+"""The report: tables as Markdown, one self-contained HTML page with plots and crops, every score as JSON and CSV."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+import os
+import platform
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich import box
+from rich.table import Table as RichTable
+
+import irae
+from irae.evaluation.methods import BLIND, BUDGET, CLASSICAL, Method
+from irae.evaluation.protocols import DEFINITIONS, Image, Setting, rounded
+from irae.evaluation.published import PUBLISHED, UNDERTRAINED
+from irae.evaluation.runner import Costs, Entry
+from irae.evaluation.statistics import Mean, Paired, mean, paired
+from irae.images import read_image, write_bytes
+
+CROP = 128  # pixels a side
+SHOWN = 2  # images that the reference loses most on, and as many that it wins most on
+INK = "#0a0b0c"  # of plots; becomes the page's own colour
+MEASURES = ("psnr", "ssim", "psnr_b", "psnr_holes")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the report, cells as text; the first column is to the left, the others to the right."""
+
+    title: str
+    note: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of an image as several methods make it.
+
+    Attributes:
+        title: for people.
+        panels: caption and PNG as a data URI.
+    """
+
+    title: str
+    panels: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A task on a data set, as it stands in the report."""
+
+    title: str
+    tables: Sequence[Table]
+    sentences: Sequence[str]
+    plots: Sequence[str] = ()
+    crops: Sequence[Crop] = ()
+
+
+def write_report(entries: Sequence[Entry], folder: Path, command: Sequence[str], device: str) -> list[Path]:
+    """Write `report.html`, `report.md`, `results.json` and `results.csv` into a folder: their paths."""
+    facts = provenance(command, device)
+    sections = [
+        Section(_title(entry), tables(entry), sentences(entry), plots(entry), crops(entry, device)) for entry in entries
+    ]
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        Path(__file__).with_name("report.html.j2").read_text()
+    )
+    contents = {
+        "report.html": template.render(sections=sections, facts=facts, definitions=DEFINITIONS),
+        "report.md": markdown(sections, facts),
+        "results.json": json.dumps(_finite(as_json(entries, facts)), indent=1, allow_nan=False),
+        "results.csv": as_csv(entries),
+    }
+    for name, text in contents.items():
+        write_bytes(folder / name, text.encode(), overwrite=True)
+    return [folder / name for name in contents]
+
+
+def provenance(command: Sequence[str], device: str) -> dict[str, str]:
+    """What it takes to repeat the report, as name -> text."""
+    return {
+        "command": shlex.join(command),
+        "versions": f"irae {irae.__version__}, torch {torch.__version__}, numpy {np.__version__}, scikit-image "
+        f"{version('scikit-image')}, OpenCV {cv2.__version__}, Python {platform.python_version()}",
+        "hardware": torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{os.cpu_count()} cores, {platform.machine()}, {torch.get_num_threads()} threads",
+    }
+
+
+# ------------------------------------------------------------------------------------- tables
+
+
+def tables(entry: Entry) -> list[Table]:
+    """All tables of an entry; those without rows are left out."""
+    budget = [method for method in entry.methods if method.group == BUDGET]
+    others = [method for method in entry.methods if method.group != BUDGET]
+    made = [
+        quality_table("At the comparison budget", entry, budget),
+        quality_table("As shipped, classical, and others", entry, others),
+        paired_table("Differences at the comparison budget", entry, budget),
+        seeds_table(entry, budget),
+        paired_table("Differences of the others", entry, others),
+        published_table(entry),
+        cost_table(entry),
+    ]
+    return [table for table in made if table.rows]
+
+
+def quality_table(title: str, entry: Entry, methods: Sequence[Method]) -> Table:
+    """Every method in every setting."""
+    extra = {"jpeg": " / PSNR-B", "inpaint": " / PSNR of the holes"}.get(entry.task, "")
+    head = ["method", "Mpx seen", *(setting.title for setting in entry.settings)]
+    rows = [
+        [method.name, _seen(method), *(_quality(entry, method.name, setting) for setting in entry.settings)]
+        for method in methods
+    ]
+    note = f"PSNR in dB [95 % interval over {len(entry.paths)} images] / SSIM{extra}. Mpx seen: pixels in training."
+    return Table(title, note, head, rows)
+
+
+def _quality(entry: Entry, method: str, setting: Setting) -> str:
+    psnr = mean(entry.values(method, setting.name))
+    cell = f"{_interval(psnr)} / {np.mean(entry.values(method, setting.name, 'ssim')):.4f}"
+    for measure in ("psnr_b", "psnr_holes"):
+        if measure in entry.scores[method, setting.name, entry.paths[0].stem].values:
+            cell += f" / {np.mean(entry.values(method, setting.name, measure)):.2f}"
+    return cell
+
+
+def paired_table(title: str, entry: Entry, methods: Sequence[Method]) -> Table:
+    """Every method less its reference, image by image."""
+    rows = []
+    for method in methods:
+        found = [difference(entry, method, setting) for setting in entry.settings]
+        if all(found) and method.name != "input":
+            rows.append([method.name, *(_difference(pair) for pair in found if pair)])
+    reference = methods[0].reference if methods else ""
+    note = (
+        f"PSNR of the method less that of {reference} on the same images, in dB [95 % interval]; images on which the "
+        "method is better, of all. Above 0 the method is better."
+    )
+    return Table(title, note, ["method", *(setting.title for setting in entry.settings)], rows)
+
+
+def seeds_table(entry: Entry, methods: Sequence[Method]) -> Table:
+    """Networks that were trained from several seeds: weights named NETWORK-TASK-seedN beside those of seed 0."""
+    seeds = dict[str, list[str]]()
+    for method in methods:
+        network = re.sub(rf"(-{entry.task}-seed\d+|-budget)$", "", method.name)
+        seeds.setdefault(network, []).append(method.name)
+    rows = []
+    for network, names in seeds.items():
+        means = [[float(np.mean(entry.values(name, setting.name))) for name in names] for setting in entry.settings]
+        cells = [f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" for values in means if len(names) > 1]
+        rows += [[network, str(len(names)), *cells]] if cells else []
+    note = "PSNR in dB: mean and standard deviation over networks trained from different seeds."
+    return Table("Over seeds", note, ["network", "seeds", *(setting.title for setting in entry.settings)], rows)
+
+
+def difference(entry: Entry, method: Method, setting: Setting) -> Paired | None:
+    """A method against its reference; None where that was not run, or is the method itself."""
+    if method.reference == method.name or method.reference not in [other.name for other in entry.methods]:
+        return None
+    return paired(entry.values(method.name, setting.name), entry.values(method.reference, setting.name))
+
+
+def published_table(entry: Entry) -> Table:
+    """What papers report on this data set, ours beside it."""
+    rows, names = [], [method.name for method in entry.methods]
+    for paper in PUBLISHED.get(entry.data, ()):
+        if not set(paper.psnr) & {setting.name for setting in entry.settings}:
+            continue
+        cells = []
+        for setting in entry.settings:
+            value, cell = paper.psnr.get(setting.name), ""
+            if value is not None:
+                cell = f"{value:.2f}"
+                if paper.ours in names:
+                    ours = float(np.mean(entry.values(paper.ours, setting.name)))
+                    flag = ", undertrained" if ours < value - UNDERTRAINED and paper.ours in BASELINE_NAMES else ""
+                    cell += f" (here {ours:.2f}{flag})"
+            cells.append(cell)
+        rows.append([paper.method, *cells, paper.source])
+    head = ["method", *(setting.title for setting in entry.settings), "reported in"]
+    note = (
+        "PSNR in dB as papers report it; in brackets what the network of that name reaches here, flagged where it is "
+        f"more than {UNDERTRAINED:g} dB behind its paper: it is not trained as far as it goes."
+    )
+    return Table("Published figures", note, head, rows)
+
+
+def cost_table(entry: Entry) -> Table:
+    """What every method costs."""
+    rows = []
+    for method in entry.methods:
+        costs = entry.costs.get(method.name, Costs())
+        values = (
+            _number(costs.parameters, ",d"),
+            _number(costs.macs, ",d"),
+            _number(costs.seconds, ".2f"),
+            _number(costs.memory, ",.0f"),
+        )
+        if any(values):
+            rows.append([method.name, *values])
+    height, width = read_image(entry.paths[0]).pixels.shape[:2]
+    note = (
+        f"Each method in a process of its own, on an image of {width} x {height} pixels, float32: median of three "
+        "runs; memory beyond what the process held before."
+    )
+    return Table("Work, time and memory", note, ["method", "parameters", "MAC/pixel", "s/Mpx", "MB"], rows)
+
+
+def sentences(entry: Entry) -> list[str]:
+    """Where a reference loses, what failed, and what is not installed."""
+    lost = [
+        f"{method.name} ({setting.title}: {pair.difference.value:+.2f} dB)"
+        for method in entry.methods
+        for setting in entry.settings
+        if not method.name.startswith("irae")
+        and (pair := difference(entry, method, setting))
+        and pair.difference.low > 0
+    ]
+    compared = any(difference(entry, method, entry.settings[0]) for method in entry.methods)
+    found = [f"The invertible network loses, beyond the 95 % interval, to: {'; '.join(lost)}."] if lost else []
+    if compared and not lost:
+        found.append("The invertible network loses nowhere beyond the 95 % interval.")
+    for method in entry.methods:
+        steps, of_steps = method.facts.get("steps"), method.facts.get("of_steps")
+        if steps and of_steps and steps < of_steps:
+            found.append(f"{method.name} is trained {steps} of {of_steps} steps only.")
+    found += [f"{name} failed: {error}" for name, error in entry.failed.items()]
+    return found + entry.absent
+
+
+def terminal_tables(entries: Iterable[Entry]) -> list[RichTable | str]:
+    """The quality tables and sentences, for the terminal."""
+    shown = list[RichTable | str]()
+    for entry in entries:
+        for table in tables(entry):
+            rich = RichTable(title=f"{_title(entry)}: {table.title[0].lower()}{table.title[1:]}", box=box.SIMPLE_HEAD)
+            for index, name in enumerate(table.head):
+                rich.add_column(name, justify="right" if index else "left")
+            for row in table.rows:
+                rich.add_row(*row)
+            shown.append(rich)
+        shown += [sentence for sentence in sentences(entry) if " failed: " not in sentence]
+    return shown
+
+
+def markdown(sections: Sequence[Section], facts: dict[str, str]) -> str:
+    """The report without pictures."""
+    lines = ["# Comparison", "", DEFINITIONS, ""]
+    for section in sections:
+        lines += [f"## {section.title}", "", *(f"- {sentence}" for sentence in section.sentences), ""]
+        for table in section.tables:
+            lines += [f"### {table.title}", "", table.note, ""]
+            lines += [_line(table.head), _line(["---", *["---:"] * (len(table.head) - 1)])]
+            lines += [*(_line(row) for row in table.rows), ""]
+    return "\n".join([*lines, "## How it was made", "", *(f"- {key}: {value}" for key, value in facts.items()), ""])
+
+
+def as_json(entries: Sequence[Entry], facts: dict[str, str]) -> dict[str, Any]:
+    """Everything that is in the tables, and every score."""
+    return {
+        "facts": facts,
+        "definitions": DEFINITIONS,
+        "tasks": [
+            {
+                "task": entry.task,
+                "data": entry.data,
+                "settings": [setting.name for setting in entry.settings],
+                "methods": [
+                    {
+                        "name": method.name,
+                        "group": method.group,
+                        "training": method.facts,
+                        "costs": asdict(entry.costs.get(method.name, Costs())),
+                        "psnr": {s.name: asdict(mean(entry.values(method.name, s.name))) for s in entry.settings},
+                        "less_reference": {
+                            s.name: asdict(pair) for s in entry.settings if (pair := difference(entry, method, s))
+                        },
+                    }
+                    for method in entry.methods
+                ],
+                "failed": entry.failed,
+                "absent": entry.absent,
+                "scores": [asdict(score) for score in entry.scores.values() if score.model not in entry.failed],
+            }
+            for entry in entries
+        ],
+    }
+
+
+def as_csv(entries: Sequence[Entry]) -> str:
+    """A row for each image, method and setting."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["image", "model", "task", "setting", *MEASURES, "data"])
+    writer.writeheader()
+    for entry in entries:
+        for score in entry.scores.values():
+            if score.model not in entry.failed:
+                row = {key: value for key, value in asdict(score).items() if key != "values"}
+                writer.writerow({**row, **score.values})
+    return text.getvalue()
+
+
+# ------------------------------------------------------------------------------------- pictures
+
+
+def plots(entry: Entry) -> list[str]:
+    """Quality against time and against parameters, as SVG in the page's colours; none where nothing was measured."""
+    setting, made = _typical(entry), list[str]()
+    for name, label in (("seconds", "seconds a megapixel"), ("parameters", "parameters"), ("macs", "MAC a pixel")):
+        points = [
+            (float(cost), float(np.mean(entry.values(method.name, setting.name))), method)
+            for method in entry.methods
+            if (cost := getattr(entry.costs.get(method.name, Costs()), name))
+        ]
+        points = [point for point in points if math.isfinite(point[1])]
+        if len(points) > 1:
+            made.append(_plot(points, label, f"PSNR (dB), {setting.title}"))
+    return made
+
+
+def _plot(points: Sequence[tuple[float, float, Method]], x_label: str, y_label: str) -> str:
+    style: dict[Any, Any] = {
+        "text.color": INK,
+        "axes.edgecolor": INK,
+        "axes.labelcolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+    }
+    with matplotlib.rc_context({**style, "svg.fonttype": "none", "svg.hashsalt": "irae", "font.size": 9}):
+        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+        axes = figure.subplots()
+        groups = list(dict.fromkeys(method.group for _, _, method in points))
+        for group in groups:
+            mine = np.array([(x, y) for x, y, method in points if method.group == group])
+            axes.scatter(mine[:, 0], mine[:, 1], s=22, label=group)
+        for x, y, method in points:
+            axes.annotate(method.name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8)
+        axes.set(xscale="log", xlabel=x_label, ylabel=y_label)
+        axes.margins(x=0.2)
+        axes.grid(alpha=0.25)
+        if len(groups) > 1:
+            axes.legend(fontsize=7, framealpha=0)
+        picture = io.StringIO()
+        figure.savefig(picture, format="svg", transparent=True, metadata={"Date": None})
+    text = picture.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
+def crops(entry: Entry, device: str) -> list[Crop]:
+    """Parts of the images that the reference loses and wins most on against the best other network."""
+    networks = [method for method in entry.methods if method.group != CLASSICAL]
+    references = [method for method in networks if method.name == method.reference]
+    setting = _typical(entry)
+    rivals = [method for method in networks if not method.name.removesuffix(BLIND).startswith("irae")]
+    rivals = rivals or [m for m in entry.methods if m.group == CLASSICAL and m.name != "input"]
+    if not references or not rivals:
+        return []
+    reference = references[0]
+    rival = max(rivals, key=lambda method: float(np.mean(entry.values(method.name, setting.name))))
+    reference = next((method for method in references if method.name == rival.reference), reference)
+    pairs = zip(entry.values(reference.name, setting.name), entry.values(rival.name, setting.name), strict=True)
+    gains = np.array([ours - theirs if ours != theirs else 0.0 for ours, theirs in pairs])
+    order = np.argsort(gains, kind="stable")
+    picks = dict.fromkeys([*order[:SHOWN], *order[::-1][:SHOWN]])
+    shown = [method for method in entry.methods if method in (*networks, rival) or method.name == "input"]
+    loaded = {method.name: method.load(torch.device(device)) for method in shown}
+    made = []
+    for index in picks:
+        path = entry.paths[index]
+        case = setting.damage(path.stem, read_image(path).pixels)
+        results = {name: rounded(method.restore(case)) for name, method in loaded.items()}
+        sign = 1 if gains[index] < 0 else -1
+        part = _where(sign * (_error(results[reference.name], case.clean) - _error(results[rival.name], case.clean)))
+        panels = [("clean", _data_uri(case.clean[part]))]
+        for name, result in results.items():
+            psnr = entry.scores[name, setting.name, path.stem].values["psnr"]
+            panels.append((f"{name}, {psnr:.2f} dB", _data_uri(result[part])))
+        title = f"{path.stem}, {setting.title}: {reference.name} {gains[index]:+.2f} dB against {rival.name}"
+        made.append(Crop(title, panels))
+    return made
+
+
+def _where(score: NDArray[np.float64]) -> tuple[slice, slice]:
+    """The part of CROP x CROP pixels with the highest mean of a map (H, W)."""
+    height, width = (min(CROP, side) for side in score.shape)
+    means = cv2.boxFilter(score, -1, (width, height), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
+    means = means[: score.shape[0] - height + 1, : score.shape[1] - width + 1]
+    top, left = (int(at) for at in np.unravel_index(int(means.argmax()), means.shape))
+    return slice(top, top + height), slice(left, left + width)
+
+
+def _error(image: Image, clean: Image) -> NDArray[np.float64]:
+    error = (image.astype(np.float64) - clean) ** 2
+    return error if error.ndim == 2 else error.mean(2)
+
+
+def _data_uri(pixels: Image) -> str:
+    encodable = pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., ::-1])
+    return "data:image/png;base64," + base64.b64encode(cv2.imencode(".png", encodable)[1].tobytes()).decode()
+
+
+# ------------------------------------------------------------------------------------- words
+
+
+BASELINE_NAMES = {paper.ours for papers in PUBLISHED.values() for paper in papers} - {"", "bm3d"}
+TITLES = {"denoise": "Denoising", "jpeg": "JPEG decompression", "inpaint": "Inpainting"}
+
+
+def _title(entry: Entry) -> str:
+    return f"{TITLES[entry.task]}, {entry.data if entry.data in PUBLISHED else Path(entry.data).name}"
+
+
+def _typical(entry: Entry) -> Setting:
+    """The setting that plots and crops show: the second one, where there are several."""
+    return entry.settings[min(1, len(entry.settings) - 1)]
+
+
+def _seen(method: Method) -> str:
+    return _number(method.facts.get("megapixels_seen"), ",d")
+
+
+def _number(value: float | None, format: str) -> str:
+    return "" if value is None else f"{value:{format}}"
+
+
+def _interval(found: Mean) -> str:
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def _difference(pair: Paired) -> str:
+    found = pair.difference
+    return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}], {pair.wins}/{pair.images}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities: they become strings."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

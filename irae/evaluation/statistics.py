@@ -1,0 +1,49 @@
+"""What scores over images say: means with bootstrap intervals, and differences to a reference image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over images with its 95 % bootstrap interval (Efron 1979, percentiles of 10,000 resamples)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A method against the reference on the same images.
+
+    Attributes:
+        difference: method less reference; 0 where both are infinite.
+        wins, images: on how many images the method is better, of how many.
+    """
+
+    difference: Mean
+    wins: int
+    images: int
+
+
+def mean(values: Sequence[float], seed: int = 0) -> Mean:
+    """The mean and its interval; images are drawn with replacement."""
+    scores = np.asarray(values, np.float64)
+    draws = np.random.default_rng(seed).integers(len(scores), size=(RESAMPLES, len(scores)))
+    low, high = np.percentile(scores[draws].mean(1), (2.5, 97.5), method="nearest")  # no interpolation of infinities
+    return Mean(float(scores.mean()), float(low), float(high))
+
+
+def paired(values: Sequence[float], reference: Sequence[float], seed: int = 0) -> Paired:
+    """The differences of two methods' scores on the same images, in the same order."""
+    ours, theirs = np.asarray(values, np.float64), np.asarray(reference, np.float64)
+    with np.errstate(invalid="ignore"):
+        differences = np.where(ours == theirs, 0.0, ours - theirs)
+    return Paired(mean(differences.tolist(), seed), int((ours > theirs).sum()), len(ours))

@@ -1,0 +1,171 @@
+"""Baselines: the contract that all networks share, the twin's equality, and that recipes and weights carry them."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from irae.errors import IraeError
+from irae.images import Picture, write_image
+from irae.models.baselines import BASELINES, INITS, BaselineConfig, Twin, build_network
+from irae.models.irae import IRAE, IRAEConfig
+from irae.training.data import PatchBatches, load_training_images
+from irae.training.recipe import Data, Optimiser, RecipeError, Stage, load_recipe
+from irae.training.train import Options, train
+from irae.weights import WeightsError, load_model, load_network, mac_per_pixel, model_facts, save_weights
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes" / "baselines").glob("*.toml"))
+SMALL = {
+    "dncnn": {"depth": 4, "width": 8},
+    "ffdnet": {"depth": 4, "width": 8},
+    "unet": {"channels": [8, 12]},
+    "twin": {"channels": 16, "stem": True, "subnet": "u", "hidden": 8},
+}
+PARAMETERS = {"dncnn-denoise": 668e3, "ffdnet-denoise": 852e3}  # as the papers count them
+
+
+def config(name: str, task: str = "denoise", cond: int = 2) -> BaselineConfig:
+    return BaselineConfig(name, task, cond, SMALL.get(name, {}))
+
+
+def count(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def shaken(network: torch.nn.Module) -> torch.nn.Module:
+    """With random parameters everywhere: what starts at zero would hide a fault."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return network.eval()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (17, 30), (1, 3)])
+@pytest.mark.parametrize("name", BASELINES)
+def test_any_size_and_any_condition(name: str, size: tuple[int, int]) -> None:
+    network = shaken(build_network(config(name)))
+    y = torch.rand(2, 3, *size)
+    with torch.no_grad():
+        level = torch.tensor([0.1, 1.0]).view(1, 2, 1, 1)
+        everywhere, as_map = network(y, level), network(y, level.expand(2, 2, *size))
+        other = network(y, 2 * level)
+    assert everywhere.shape == y.shape and torch.allclose(everywhere, as_map, atol=1e-5)
+    assert torch.equal(everywhere, other) == (name in ("dncnn", "arcnn"))  # these are blind
+
+
+@pytest.mark.parametrize("task", ["denoise", "jpeg", "inpaint"])
+def test_the_twin_equals_the_irae_in_parameters_and_work(task: str) -> None:
+    recipes = [load_recipe(path) for path in RECIPES if path.stem in (f"irae-{task}", f"twin-{task}")]
+    irae, twin = (build_network(recipe.model) for recipe in recipes)
+    assert isinstance(irae, IRAE) and isinstance(twin, Twin)
+    assert count(irae) == count(twin) and mac_per_pixel(irae) == mac_per_pixel(twin)
+    assert recipes[0].model == load_recipe(RECIPES[0].parents[1] / f"{task}.toml").model
+
+
+def test_a_twin_of_a_configuration() -> None:
+    plain = IRAEConfig(channels=(16,), blocks=(2,), block_options={"subnet": "u", "hidden": 8})
+    assert count(Twin.like(plain)) == count(IRAE(plain))
+
+
+def test_the_twin_keeps_known_pixels() -> None:
+    network = shaken(build_network(BaselineConfig("twin", "inpaint", 1, {**SMALL["twin"], "keep_known": True})))
+    y, known = torch.rand(1, 3, 18, 21), (torch.rand(1, 1, 18, 21) < 0.5).float()
+    with torch.no_grad():
+        restored = network(y, known)
+    assert torch.equal(restored * known, y * known) and not torch.equal(restored, y)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_share_data_and_budget(path: Path) -> None:
+    recipe = load_recipe(path)
+    task = recipe.model.task
+    reference = load_recipe(path.with_name(f"irae-{task}.toml"))
+    shipped = load_recipe(path.parents[1] / f"{task}.toml")
+    assert recipe.name == path.stem and recipe.stages == (Stage(5000, 16, 64),)
+    assert recipe.data == reference.data == shipped.data
+    assert recipe.seed == int(path.stem.partition("-seed")[2] or 0)
+    hidden = recipe.noise.hidden if recipe.name == "ffdnet-denoise" else reference.noise.hidden  # it cannot be blind
+    assert recipe.noise == dataclasses.replace(shipped.noise, hidden=hidden)
+    assert (recipe.jpeg, recipe.masks) == (shipped.jpeg, shipped.masks)
+    network = build_network(recipe.model)
+    assert count(network) == pytest.approx(PARAMETERS.get(path.stem, count(network)), rel=0.01)
+    if task != "inpaint":  # of the IRAE of the inpainter there is 2.9 MB
+        assert 2 * count(network) < 2e6
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_training_and_weights(name: str, tmp_path: Path, photo: np.ndarray) -> None:
+    for folder, shift in (("images", 0), ("holdout", 40)):
+        (tmp_path / folder).mkdir()
+        write_image(tmp_path / folder / "a.png", Picture(np.roll(photo, shift, axis=1)))
+    recipe = load_recipe(
+        next(path for path in RECIPES if path.stem == f"{'arcnn-jpeg' if name == 'arcnn' else name + '-denoise'}")
+    )
+    recipe = dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, options=SMALL.get(name, {})),  # type: ignore[arg-type]
+        data=Data(sets=(str(tmp_path / "images"),), holdout=str(tmp_path / "holdout")),
+        stages=(Stage(2, 2, 32),),
+    )
+    metrics = train(recipe, tmp_path / "run", options=Options(precision="fp32", workers=0))
+    assert all(np.isfinite(list(metrics.values())))
+    path = tmp_path / "run" / f"{recipe.name}.safetensors"
+    network = load_network(path)
+    assert network.config == recipe.model and not network.training and network.digest
+    assert model_facts(path)["parameters"] == count(network)
+    with pytest.raises(WeightsError, match="irae evaluate"):
+        load_model(path)
+    batches = PatchBatches(recipe, load_training_images(recipe.data)[0])
+    assert network(batches[0].damaged, batches[0].cond).shape == batches[0].clean.shape
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_initialisations(init: str) -> None:
+    torch.manual_seed(0)
+    weight = build_network(BaselineConfig("dncnn", init=init)).body[2].weight.detach()  # type: ignore[index]
+    deviation = {"he": (2 / 576) ** 0.5, "orthogonal": 1 / 24, "gaussian": 1e-3, "residual": (2 / 576) ** 0.5}[init]
+    assert float(weight.std()) == pytest.approx(deviation, rel=0.05)
+
+
+@pytest.mark.parametrize("wrong", [{"network": "dcnn"}, {"network": "dncnn", "init": "luck"}])
+def test_unknown_names_list_the_known(wrong: dict[str, str]) -> None:
+    with pytest.raises(IraeError, match="choose one of"):
+        BaselineConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_options_that_a_network_does_not_take() -> None:
+    with pytest.raises(IraeError, match="does not take"):
+        build_network(BaselineConfig("arcnn", options={"depth": 3}))
+    with pytest.raises(IraeError, match="stem"):
+        build_network(BaselineConfig("twin", options={"keep_known": True}))
+
+
+def test_bad_recipes_are_one_sentence(tmp_path: Path) -> None:
+    content = RECIPES[0].read_text()
+    for old, new in (('network = "arcnn"', 'network = "arcn"'), ('algorithm = "', 'algorithm = "x')):
+        (tmp_path / "x.toml").write_text(content.replace(old, new))
+        with pytest.raises(RecipeError, match="choose one of"):
+            load_recipe(tmp_path / "x.toml")
+    assert tomllib.loads(content)["model"]["network"] == "arcnn"
+
+
+def test_other_algorithms_have_all_parameters() -> None:
+    from irae.training.train import make_optimisers
+
+    network = build_network(config("dncnn"))
+    for algorithm in ("adam", "sgd"):
+        (optimiser,) = make_optimisers(network, Optimiser(algorithm=algorithm))
+        assert sum(p.numel() for group in optimiser.param_groups for p in group["params"]) == count(network)
+
+
+def test_old_headers_load(tmp_path: Path) -> None:
+    """Weights of an IRAE say nothing of a network."""
+    small = IRAEConfig(channels=(16,))
+    save_weights(tmp_path / "x.safetensors", small, IRAE(small).state_dict(), {})
+    assert "network" not in small.to_dict() and load_model(tmp_path / "x.safetensors").config == small
