@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -559,6 +560,86 @@ def evaluate(
         _complain(sentence)
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def probe(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report and its cache.")] = Path(
+        "probe"
+    ),
+    models: Annotated[
+        str,
+        typer.Option(
+            "--models",
+            help="irae, dncnn, ffdnet, arcnn, unet or twin, each also with -untrained; weights files; module:function. "
+            "Commas between.",
+        ),
+    ] = "irae",
+    data: Annotated[str, typer.Option("--data", help="Image set by name, or a folder.")] = "cbsd68",
+    instruments: Annotated[
+        str,
+        typer.Option(
+            "--instruments",
+            help="Of inverse, jacobian, reconstruction, ksg, infonce, smile; commas between.  [default: all but smile]",
+        ),
+    ] = "",
+    layers: Annotated[
+        str, typer.Option("--layers", help="Layers by name, or all; commas between.  [default: the main ones]")
+    ] = "",
+    patch: Annotated[int, typer.Option("--patch", min=1, help="Side of the patches in pixels.")] = 16,
+    sigma: Annotated[float, typer.Option("--sigma", help="Noise level of the input in 8-bit levels.")] = 25.0,
+    precision: Annotated[
+        float, typer.Option("--precision", help="A layer is read through noise of 1 / this of its standard deviation.")
+    ] = 255.0,
+    quick: Annotated[bool, typer.Option("--quick", help="A look in less than a minute; intervals are wide.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of all that is random.")] = 0,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Try all instruments on cases with known answers, and nothing else.")
+    ] = False,
+    data_root: RootOption = None,
+) -> None:
+    """Measure how much information each layer keeps: a table, probe.json, plots and probe.html.
+
+    Bits per pixel at a stated precision, of the noisy input and of the clean image. The inverse certifies; all other
+    instruments estimate.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    import irae.probe as probing
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    start = time.monotonic()
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        steps = bar.add_task("", total=None)
+        if self_test:
+            outcomes = probing.self_test(
+                seed, done=lambda n, total: bar.update(steps, completed=n, total=total, description="self-test")
+            )
+        else:
+            chosen: dict[str, Any] = dict(probing.QUICK) if quick else {}
+            for key, text in (("instruments", instruments), ("layers", layers), ("models", models)):
+                if text:
+                    chosen[key] = tuple(part.strip() for part in text.split(",") if part.strip())
+            settings = probing.Settings(**chosen, data=data, side=patch, noise=sigma, precision=precision, seed=seed)
+            reports = probing.run(
+                settings,
+                output,
+                data_root,
+                lambda n, total, what: bar.update(steps, completed=n, total=total, description=what),
+            )
+    seconds = time.monotonic() - start
+    if self_test:
+        out.print(probing.self_test_table(outcomes))
+        failed = sum(not outcome.passed for outcome in outcomes)
+        out.print(f"{len(outcomes) - failed} of {len(outcomes)} within tolerance, {seconds:.0f} s")
+        raise typer.Exit(1 if failed else 0)
+    for report in reports:
+        for part in probing.shown(report):
+            out.print(probing.rich_table(report, part))
+    for note in probing.notes(reports, settings):
+        out.print(note, markup=False)
+    for path in probing.write_report(reports, settings, output, shlex.join(["irae", *sys.argv[1:]]), seconds):
+        out.print(f"Written: {printable(path)}", markup=False)
 
 
 @app.command()
