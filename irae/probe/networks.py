@@ -1,0 +1,113 @@
+"""The networks that are probed, by name: with their weights, untrained, or anyone's."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from irae.errors import printable
+from irae.models.baselines import BASELINES, BaselineConfig, Config, build_network, config_class
+from irae.probe.taps import ProbeError
+from irae.resources import resource_dir
+from irae.weights import installed_weights, load_network, weights_info
+
+UNTRAINED = "-untrained"
+TASK = "denoise"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to probe.
+
+    Attributes:
+        name: as in `--models`.
+        model: in evaluation mode, float32.
+        cond: it reads a noise level.
+        multiple: that its image sides must be of.
+        digest: of its class, structure and weights.
+    """
+
+    name: str
+    model: nn.Module
+    cond: bool
+    multiple: int
+    digest: str
+
+
+def find_subject(name: str, seed: int = 0) -> Subject:
+    """A network by name: "irae", a baseline, either with "-untrained", a weights file, or module:function.
+
+    Args:
+        name: of the network; a function without arguments returns the module.
+        seed: of untrained weights.
+
+    Raises:
+        ProbeError: there is none of this name, or it has no weights.
+    """
+    if ":" in name:
+        return _subject(name, _from_function(name), cond=False)
+    stem = name.removesuffix(UNTRAINED)
+    if stem not in ("irae", *BASELINES) and not Path(name).is_file():
+        known = ", ".join(("irae", *BASELINES))
+        raise ProbeError(
+            f"There is no network {printable(name)!r}; choose of {known} (each also with {UNTRAINED}), a weights file, "
+            "or module:function."
+        )
+    if name.endswith(UNTRAINED):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build_network(_configuration(stem))
+        return _subject(name, model.eval().requires_grad_(False))
+    path = _weights(stem)
+    if path is None:
+        raise ProbeError(
+            f"{name} has no weights for the task '{TASK}': probe {name}{UNTRAINED}, or train it with "
+            f"`irae train recipes/baselines/{name}-{TASK}.toml`."
+        )
+    network = load_network(path)
+    if network.config.task != TASK:
+        raise ProbeError(f"{printable(path)} is for the task '{network.config.task}'; denoisers alone are probed.")
+    return _subject(name, network)
+
+
+def _subject(name: str, model: nn.Module, cond: bool = True) -> Subject:
+    digest = hashlib.sha256(f"{type(model).__name__} {model}".encode())
+    for value in model.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return Subject(name, model, cond, getattr(model, "size_multiple", 1), digest.hexdigest())
+
+
+def _weights(name: str) -> Path | None:
+    """The installed weights, else those that a training left in `runs/`, else the file of this name."""
+    if name == "irae":
+        return installed_weights().get(TASK)
+    stem = f"{name}-{TASK}"
+    places = resource_dir("weights") / "baselines" / f"{stem}.safetensors", Path("runs", stem, f"{stem}.safetensors")
+    return next((path for path in (*places, Path(name)) if path.is_file()), None)
+
+
+def _configuration(name: str) -> Config:
+    if name == "irae":
+        return weights_info(TASK).config
+    recipe = resource_dir("recipes") / "baselines" / f"{name}-{TASK}.toml"
+    if not recipe.is_file():
+        return BaselineConfig(name)
+    values = tomllib.loads(recipe.read_text())["model"]
+    return config_class(values)(**values)
+
+
+def _from_function(name: str) -> nn.Module:
+    module_name, _, function_name = name.partition(":")
+    try:
+        model = getattr(importlib.import_module(module_name), function_name)()
+    except Exception as error:  # the module is anyone's
+        raise ProbeError(f"{name!r} cannot be called: {type(error).__name__}: {error}.") from error
+    if not isinstance(model, nn.Module):
+        raise ProbeError(f"{name!r} returns no torch module.")
+    return model.float().eval().requires_grad_(False)

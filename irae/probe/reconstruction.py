@@ -1,0 +1,155 @@
+"""Reconstruction: a small decoder trained from a layer back to the noisy and to the clean patch.
+
+The same body and budget for every layer. What it finds is a lower estimate: a larger decoder may find more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from irae.models.blocks import conv3x3
+from irae.probe.estimators import EstimatorError, Groups, MutualInformation
+from irae.probe.patches import Prior
+
+WIDTH = 24
+RESAMPLES = 200
+
+
+class Decoder(nn.Module):
+    """Each part of a cut is brought to the size of the patch by a 1x1 convolution and a pixel shuffle; their sum goes
+    through one linear convolution beside two with ReLU.
+
+    Args:
+        parts: examples of the parts as read, (n, C, h, w) each; their mean and deviation by channel scale the inputs.
+        side: of the patch, a multiple of every part's.
+        out: channels of the result.
+
+    Shape: parts (N, C, h, w) -> (N, out, side, side); sides as large as the parts' and the factor allow.
+    """
+
+    def __init__(self, parts: Sequence[Tensor], side: int, out: int) -> None:
+        super().__init__()
+        self.factors = [side // part.shape[-1] for part in parts]
+        self.means = [part.mean((0, 2, 3), keepdim=True) for part in parts]
+        self.deviations = [part.std((0, 2, 3), keepdim=True).clamp_min(1e-6) for part in parts]
+        self.readers = nn.ModuleList(
+            nn.Conv2d(part.shape[1], WIDTH * factor**2, 1) for part, factor in zip(parts, self.factors, strict=True)
+        )
+        self.linear = conv3x3(WIDTH, out)
+        self.curved = nn.Sequential(
+            conv3x3(WIDTH, WIDTH), nn.ReLU(), conv3x3(WIDTH, WIDTH), nn.ReLU(), conv3x3(WIDTH, out, zero=True)
+        )
+
+    def forward(self, parts: Sequence[Tensor]) -> Tensor:
+        x: Tensor | float = 0.0
+        for part, mean, deviation, read, factor in zip(
+            parts, self.means, self.deviations, self.readers, self.factors, strict=True
+        ):
+            x = x + F.pixel_shuffle(read((part - mean) / deviation), factor)
+        assert isinstance(x, Tensor)
+        return self.linear(x) + self.curved(x)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a decoder finds in a layer.
+
+    Attributes:
+        input, clean: information on the noisy and on the clean patch, in bits.
+        psnr: of the clean patch, in dB.
+        decoder: to decode with, from the cut to both, 3 channels each.
+    """
+
+    input: MutualInformation
+    clean: MutualInformation
+    psnr: float
+    decoder: Decoder
+
+
+def reconstruct(
+    parts: Sequence[Tensor],
+    noisy: Tensor,
+    clean: Tensor,
+    groups: Groups,
+    prior: Prior,
+    sigma: float,
+    seed: int = 0,
+    steps: int = 200,
+    batch: int = 32,
+) -> Reconstruction:
+    """Train a decoder on the first half of the samples and report on the other.
+
+    Args:
+        parts: of the cut, (n, C, h, w) each.
+        noisy, clean: (n, 3, side, side), what went into the network, and that without noise.
+        groups: (n,), the image of each patch, for the bootstrap.
+        prior: whose components the information is counted in.
+        sigma: sigma_T, the noise through which the layer is read.
+        seed: of training, noise and bootstrap.
+        steps, batch: of the training.
+    """
+    half, target = len(clean) // 2, torch.cat((noisy, clean), 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+
+        def read(chosen: Tensor | slice) -> list[Tensor]:
+            return [part[chosen] + sigma * torch.randn_like(part[chosen]) for part in parts]
+
+        decoder = Decoder(read(slice(0, half)), clean.shape[-1], target.shape[1])
+        optimiser = torch.optim.AdamW(decoder.parameters(), lr=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, steps, pct_start=0.1)
+        for _ in range(steps):
+            chosen = torch.randint(half, (batch,))
+            optimiser.zero_grad()
+            F.mse_loss(decoder(read(chosen)), target[chosen]).backward()
+            optimiser.step()
+            schedule.step()
+        decoder.eval().requires_grad_(False)
+        pieces = [slice(start, start + 256) for start in range(half, len(clean), 256)]
+        found = torch.cat([decoder(read(piece)) for piece in pieces])
+    channels = clean.shape[1]
+    error = F.mse_loss(found[:, channels:], clean[half:])
+    return Reconstruction(
+        component_information(noisy[half:], found[:, :channels], prior, groups[half:], seed),
+        component_information(clean[half:], found[:, channels:], prior, groups[half:], seed),
+        float(-10 * error.log10()),
+        decoder,
+    )
+
+
+def component_information(
+    x: Tensor, found: Tensor, prior: Prior, groups: Groups | None = None, seed: int = 0
+) -> MutualInformation:
+    """Sum over components of 1/2 log2(variance / error), those with more error than variance left out.
+
+    For normal X a lower bound (rate distortion; Cover and Thomas 2006, section 10.3.3), for photographs an estimate.
+
+    Args:
+        x, found: patches and reconstructions, (n, C, H, W).
+        groups: (n,), which belong together, for the bootstrap.
+    """
+    if not torch.isfinite(found).all():
+        raise EstimatorError("The reconstruction holds values that are not finite: no information can be told of them.")
+    wanted, errors = (prior.analyse(z).double().numpy() for z in (x, found - x))
+    members = np.unique(np.arange(len(x)) if groups is None else groups, return_inverse=True)[1]
+    one = np.zeros((members.max() + 1, len(x)))
+    one[members, np.arange(len(x))] = 1
+    sums = [one @ z for z in (np.ones((len(x), 1)), wanted, wanted**2, errors**2)]
+
+    def bits(weights: np.ndarray) -> np.ndarray:
+        count, first, second, error = (weights @ z for z in sums)
+        variance = second / count - (first / count) ** 2
+        ratio = np.maximum(variance, 1e-12) / np.maximum(error / count, 1e-12)
+        return np.maximum(np.log2(ratio), 0).sum(-1) / 2
+
+    random = np.random.default_rng(seed)
+    drawn = random.multinomial(len(one), np.full(len(one), 1 / len(one)), RESAMPLES)
+    low, high = np.percentile(bits(drawn.astype(float)), [2.5, 97.5])
+    return MutualInformation(float(bits(np.ones((1, len(one))))[0]), (float(low), float(high)), math.inf, len(x))
