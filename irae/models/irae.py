@@ -37,7 +37,7 @@ class IRAEConfig:
         lift: "unshuffle", "haar" or "dct", the squeeze of the image into channels.
         squeeze: the same choice between levels.
         stem: one convolution between the image and the other stream at each end (`irae.models.blocks.stem`). Worth
-            0.1 dB at the same number of steps (docs/experiments.md).
+            0.1 dB at the same number of steps (docs/model.md).
         mixing: an orthogonal 1x1 mixing after each block.
         lifted: True: a = 0, b = [S(y), 0] (two-step blocks: a = b). False: the bijective setting of the paper,
             [a, b] = S(y) with nothing added, so `channels[0]` must be half of the squeezed image's channels.
