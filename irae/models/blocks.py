@@ -86,7 +86,7 @@ class Dip(nn.Module):
         low = self.below(self.down(even).relu_())
         for convolution in self.middle:
             low = convolution(low).relu_()
-        return (x + spread(self.up(low))[..., :height, :width]).relu_()
+        return spread(self.up(low))[..., :height, :width].add_(x).relu_()
 
 
 class USubnet(Subnet):
@@ -158,6 +158,9 @@ class AdditiveHalfStep(HalfStep):
     def apply_message(self, moving: Tensor, message: Tensor) -> Tensor:
         return moving + message.to(moving.dtype)
 
+    def apply_message_(self, moving: Tensor, message: Tensor) -> Tensor:
+        return moving.add_(message.to(moving.dtype))
+
     def undo_message(self, moved: Tensor, message: Tensor) -> Tensor:
         return moved - message.to(moved.dtype)
 
@@ -212,6 +215,10 @@ class AffineHalfStep(AdditiveHalfStep):
     def apply_message(self, moving: Tensor, message: Tensor) -> Tensor:
         scale, shift = self._scale_shift(message)
         return moving * scale + shift
+
+    def apply_message_(self, moving: Tensor, message: Tensor) -> Tensor:
+        scale, shift = self._scale_shift(message)
+        return moving.mul_(scale).add_(shift)
 
     def undo_message(self, moved: Tensor, message: Tensor) -> Tensor:
         scale, shift = self._scale_shift(message)

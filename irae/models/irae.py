@@ -143,10 +143,12 @@ class Lift(nn.Module):
         self.twice = twice and self.width <= channels
 
     def forward(self, y: Tensor) -> State:
-        n, _, h, w = y.shape
-        extra = y.new_zeros(n, 2 * self.channels - self.width, h // self.squeeze.factor, w // self.squeeze.factor)
-        a, b = self.join(y, extra)
-        return (b.clone(), b) if self.twice else (a, b)
+        first = _channels_last(self.squeeze.squeeze(y))
+        if self.width > self.channels:
+            b, a = first.chunk(2, 1)
+            return _channels_last(a), _channels_last(b)
+        b = F.pad(first, (0, 0, 0, 0, 0, self.channels - self.width))
+        return b.clone() if self.twice else torch.zeros_like(b), b
 
     def inverse(self, state: State) -> Tensor:
         """The image of a state that `forward` made.
@@ -176,7 +178,7 @@ class Lift(nn.Module):
     def join(self, image: Tensor, extra: Tensor) -> State:
         """The state that `split` took apart."""
         b, a = torch.cat((self.squeeze.squeeze(image), extra), 1).chunk(2, 1)
-        return a, b
+        return _channels_last(a), _channels_last(b)
 
 
 class Levels(nn.ModuleList):
@@ -188,6 +190,10 @@ class Levels(nn.ModuleList):
     def steps(self) -> list[Step]:
         """Their forward passes."""
         return list(self)
+
+    def steps_(self) -> list[Step]:
+        """Their forward passes that may overwrite the state."""
+        return [chain.forward_ for chain in self]
 
     def inverse_steps(self) -> list[Step]:
         """Their inverses."""
@@ -233,8 +239,7 @@ class IRAE(nn.Module):
 
     def encode(self, y: Tensor, cond: Tensor | None = None) -> Code:
         """The code of an image; `decode` makes the restored image of it."""
-        size = (y.shape[-2], y.shape[-1])
-        return self._descend(self.lift(self._pad(y)), self.encoder.steps(), cond, size)
+        return self._descend(self.lift(self._pad(y)), self.encoder.steps(), cond, _size(y))
 
     def decode(self, code: Code, cond: Tensor | None = None) -> Tensor:
         """The restored image of a code, not clipped."""
@@ -242,14 +247,14 @@ class IRAE(nn.Module):
 
     def restore(self, y: Tensor, cond: Tensor | None = None) -> Tensor:
         """The restored image, not clipped."""
-        return self.decode(self.encode(y, cond), cond)
+        return _crop(self.lift.image(self._final(y, cond)), _size(y))
 
     def restore_with_rest(self, y: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Rest]:
         """The restored image and what is left beside it; `recover` gives y back from the two."""
+        size = _size(y)
         with _reproducible():
-            code = self.encode(y, cond)
-            padded, extra = self.lift.split(self._ascend(code, self.decoder.steps(), cond))
-        return _crop(padded, code.size), Rest(extra, padded[..., _border(padded, code.size)], _settings(y))
+            padded, extra = self.lift.split(self._final(y, cond))
+        return _crop(padded, size), Rest(extra, padded[..., _border(padded, size)], _settings(y))
 
     @torch.no_grad()
     def recover(self, x: Tensor, rest: Rest, cond: Tensor | None = None) -> Tensor:
@@ -264,7 +269,7 @@ class IRAE(nn.Module):
             raise RecoverError(
                 f"The rest was made in {rest.settings} and this is {_settings(x)}: use the same precision and device."
             )
-        size = (x.shape[-2], x.shape[-1])
+        size = _size(x)
         padded = self._pad(x).clone()
         border = _border(padded, size)
         factor, channels = self.lift.squeeze.factor, 2 * self.config.channels[0] - self.lift.width
@@ -277,6 +282,13 @@ class IRAE(nn.Module):
             code = self._descend(state, self.decoder.inverse_steps(), cond, size)
             state = self._ascend(code, self.encoder.inverse_steps(), cond)
             return _crop(self.lift.inverse(state), size)
+
+    def _final(self, y: Tensor, cond: Tensor | None) -> State:
+        """The last state. Nobody else sees those before it: where no gradient needs them, they are overwritten."""
+        halves = self.encoder, self.decoder
+        encoder, decoder = (half.steps() if torch.is_grad_enabled() else half.steps_() for half in halves)
+        code = self._descend(self.lift(self._pad(y)), encoder, cond, _size(y))
+        return self._ascend(code, decoder, cond)
 
     def _descend(self, state: State, levels: Sequence[Step], cond: Tensor | None, size: tuple[int, int]) -> Code:
         """Down the levels, blocks first, then squeeze and split: the code of an image of a size."""
@@ -301,10 +313,10 @@ class IRAE(nn.Module):
         return state
 
     def _pad(self, image: Tensor) -> Tensor:
-        """Replication padding to a multiple of `size_multiple`; always channels_last, so that the layout is one."""
+        """Replication padding to a multiple of `size_multiple`."""
         height, width = image.shape[-2:]
         padding = (0, -width % self.size_multiple, 0, -height % self.size_multiple)
-        return F.pad(image, padding, mode="replicate").contiguous(memory_format=torch.channels_last)
+        return _channels_last(F.pad(image, padding, mode="replicate"))
 
     def _prepare(self, cond: Tensor | None, size: tuple[int, int]) -> Tensor | None:
         """The condition at the resolution of the first level: averaged, or unshuffled where each pixel counts."""
@@ -328,6 +340,15 @@ def _blocks(config: IRAEConfig, level: int) -> list[Invertible]:
         if config.mixing:
             parts.append(OrthogonalMixing(config.channels[level]))
     return parts
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    return image.shape[-2], image.shape[-1]
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """In the layout of the convolutions: to add two streams of different layouts takes ten times as long."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _crop(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -41,6 +41,10 @@ class Invertible(nn.Module, ABC):
     def inverse(self, state: State, cond: Tensor | None = None) -> State:
         """The state before this part, from the state after it."""
 
+    def forward_(self, state: State, cond: Tensor | None = None) -> State:
+        """`forward` for inference, where nobody needs the state any more: it may be overwritten."""
+        return self(state, cond)
+
     def rebuild(self, output: State, cond: Tensor | None = None) -> tuple[State, State]:
         """For the backward pass: the input of `output` as fresh leaves, and the output with a graph from them."""
         with torch.no_grad():
@@ -70,6 +74,10 @@ class HalfStep(Invertible):
     def apply_message(self, moving: Tensor, message: Tensor) -> Tensor:
         """The moved stream; a bijection of `moving` for every message."""
 
+    def apply_message_(self, moving: Tensor, message: Tensor) -> Tensor:
+        """`apply_message`, in place where the step can."""
+        return self.apply_message(moving, message)
+
     @abstractmethod
     def undo_message(self, moved: Tensor, message: Tensor) -> Tensor:
         """The inverse of `apply_message` for the same message."""
@@ -77,6 +85,10 @@ class HalfStep(Invertible):
     def forward(self, state: State, cond: Tensor | None = None) -> State:
         fixed = state[1 - self.moves]
         return _pair(self.lands, self.apply_message(state[self.moves], self.message(fixed, cond)), fixed)
+
+    def forward_(self, state: State, cond: Tensor | None = None) -> State:
+        fixed = state[1 - self.moves]
+        return _pair(self.lands, self.apply_message_(state[self.moves], self.message(fixed, cond)), fixed)
 
     def inverse(self, state: State, cond: Tensor | None = None) -> State:
         fixed = state[1 - self.lands]
@@ -117,6 +129,11 @@ class Chain(Invertible):
             return _MemoryFree.apply(steps, *state, cond, *_trainable(self))
         for part in self:
             state = part(state, cond)
+        return state
+
+    def forward_(self, state: State, cond: Tensor | None = None) -> State:
+        for part in self:
+            state = part.forward_(state, cond)
         return state
 
     def inverse(self, state: State, cond: Tensor | None = None) -> State:
