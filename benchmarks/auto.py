@@ -100,7 +100,7 @@ def main(
             decision = decide(picture, tables)
             decided[kind].append(decision)
             for step in decision.steps:
-                if step.task == "jpeg" and tables is None:
+                if step.task == "jpeg" and tables is None and step.quality is not None:
                     qualities[kind].append(step.quality)
             if level_of(kind) and not kind.startswith("PNG"):
                 levels[kind].append(reading(picture, tables))

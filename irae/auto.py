@@ -31,6 +31,8 @@ LEAST_NOISE_GREY = 5.0  # without colour, fine texture passes for noise: clean o
 LEAST_NOISE_IN_JPEG = 9.0  # one in 20 clean ones, shrunk to half, reads more; level 10 reads 10 on average from 75 on
 LEAST_GRID = 8.0  # those without a grid score 2.9 at most, quality 98 with noise below at least 16
 LIGHT_QUALITY = 95  # what the training photographs have themselves
+MOST_MISFIT = 0.6  # nats a coefficient: libjpeg's tables lack 0.2 at most where there is detail, flatter ones 0.5 to 4
+LEAST_VALUES = 50  # of a frequency, to tell its step
 DETAIL_DECAY = 4.0  # of its variance with frequency; 6 is no better
 
 # The mean reading of training images with noise of known levels, clipped and rounded.
@@ -52,13 +54,26 @@ class Step:
         task: "denoise", "jpeg" or "inpaint".
         sigma: noise level in 8-bit levels, of "denoise".
         offset: row and column, 0 to 7, where the first whole JPEG block begins; of "jpeg".
-        quality: libjpeg's quality factor that is most like the compression, of "jpeg".
+        quality: libjpeg's quality factor, None where it is not known or the tables are others; of "jpeg".
     """
 
     task: str
     sigma: float | None = None
     offset: tuple[int, int] | None = None
     quality: int | None = None
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How a picture was compressed.
+
+    Attributes:
+        quality: libjpeg's quality factor, 1 to 100, that is most like it.
+        libjpeg: its tables are libjpeg's of that quality.
+    """
+
+    quality: int
+    libjpeg: bool
 
 
 @dataclass(frozen=True)
@@ -93,15 +108,14 @@ def decide(picture: Picture, tables: JpegTables | None = None, mask: bool = Fals
     if mask:
         return Decision((Step("inpaint"),), "A mask is given: inpainting.")
     if tables is not None:
-        return _decide_jpeg(
-            picture.pixels, tables.luma, equal_quality(tables.luma), (0, 0), "the tables of the JPEG file"
-        )
-    grid = Grid((0, 0), 0.0) if picture.lossy else blockiness(picture.pixels)  # lossy WebP has blocks of its own
-    if grid.score >= LEAST_GRID:
-        quality = estimate_quality(picture.pixels, grid.offset)
-        row, column = grid.offset
+        like = Compression(equal_quality(tables.luma), libjpeg=True)
+        return _decide_jpeg(picture.pixels, tables.luma, like, (0, 0), "the tables of the JPEG file")
+    found_grid = find_grid(picture)
+    if found_grid is not None:
+        like = estimate_compression(picture.pixels, found_grid)
+        row, column = found_grid
         place = f"the {picture.format}, which was a JPEG once (blocks begin at row {row}, column {column})"
-        return _decide_jpeg(picture.pixels, luma_table(quality), quality, grid.offset, place)
+        return _decide_jpeg(picture.pixels, luma_table(like.quality), like, found_grid, place)
     level = estimate_noise(picture.pixels)
     found = f"Noise level {level:.1f} found in the {picture.format}"
     least = LEAST_NOISE_GREY if is_grey(picture.pixels) else LEAST_NOISE
@@ -110,10 +124,19 @@ def decide(picture: Picture, tables: JpegTables | None = None, mask: bool = Fals
     return Decision((Step("denoise", sigma=level),), f"{found}, no trace of JPEG: denoising.")
 
 
-def _decide_jpeg(pixels: Pixels, luma: Pixels, quality: int, offset: tuple[int, int], place: str) -> Decision:
-    steps, found = [], f"Quality {quality} found in {place}"
-    if quality < LIGHT_QUALITY:
-        steps.append(Step("jpeg", offset=offset, quality=quality))
+def find_grid(picture: Picture) -> tuple[int, int] | None:
+    """Row and column, 0 to 7, where the first whole JPEG block begins; None for a picture that never was a JPEG."""
+    if picture.lossy:  # lossy WebP has blocks of its own
+        return None
+    grid = blockiness(picture.pixels)
+    return grid.offset if grid.score >= LEAST_GRID else None
+
+
+def _decide_jpeg(pixels: Pixels, luma: Pixels, like: Compression, offset: tuple[int, int], place: str) -> Decision:
+    own = "" if like.libjpeg else ", with tables that are not libjpeg's"
+    steps, found = [], f"Quality {like.quality} found in {place}{own}"
+    if like.quality < LIGHT_QUALITY:
+        steps.append(Step("jpeg", offset=offset, quality=like.quality if like.libjpeg else None))
         found += ": JPEG decompression."
     else:
         found += f", at least {LIGHT_QUALITY}: no JPEG decompression."
@@ -219,23 +242,33 @@ def equal_quality(luma: NDArray[Any]) -> int:
     return 1 + int(np.abs(np.array(means) - np.log(luma).mean()).argmin())
 
 
-def estimate_quality(pixels: Pixels, offset: tuple[int, int]) -> int:
-    """The quality factor, 1 to 100, of libjpeg's tables that makes the DCT coefficients of a grid the most likely.
+def estimate_compression(pixels: Pixels, offset: tuple[int, int]) -> Compression:
+    """The quality of libjpeg whose tables make the DCT coefficients of a grid the most likely, and whether they do.
 
     A coefficient is a multiple of its step, give or take the rounding to 8 bits; with a probability of 2 % it is not.
+    Where steps chosen for each frequency alone explain the coefficients far better, the tables are not libjpeg's, and
+    the quality is the one whose steps are as coarse on average.
     """
     coefficients = _coefficients(pixels, offset).reshape(-1, 64)[:, 1:]
     blocks, frequencies = np.nonzero(np.abs(coefficients) > 1.5)
     values = coefficients[blocks, frequencies]
     thin = slice(None, None, 1 + len(values) // 20_000)
     values, frequencies = values[thin], frequencies[thin]
-    likelihoods = []
-    for quality in range(1, 101):
-        steps = luma_table(quality).reshape(-1)[1:][frequencies]
-        error = values - steps * np.rint(values / steps)
-        density = np.exp(-0.5 * (error / 0.5) ** 2) / (0.5 * np.sqrt(2 * np.pi))
-        likelihoods.append(np.log(0.98 * steps * density + 0.02).sum())
-    return 1 + int(np.argmax(likelihoods))
+    steps, likelihoods = np.arange(1, 256), np.zeros((63, 255))  # of every step for each frequency
+    for frequency in np.unique(frequencies):
+        mine = values[frequencies == frequency, None]
+        density = np.exp(-0.5 * ((mine - steps * np.rint(mine / steps)) / 0.5) ** 2) / (0.5 * np.sqrt(2 * np.pi))
+        likelihoods[frequency] = np.log(0.98 * steps * density + 0.02).sum(0)
+    tables = np.array([luma_table(quality).reshape(-1)[1:] for quality in range(1, 101)])
+    by_table = likelihoods[np.arange(63), tables - 1]  # (qualities, frequencies)
+    quality = 1 + int(by_table.sum(1).argmax())
+    counts = np.bincount(frequencies, minlength=63)
+    counts[counts < LEAST_VALUES] = 0
+    lacking = (likelihoods.max(1) - by_table[quality - 1])[counts > 0].sum() / max(1, counts.sum())
+    if lacking <= MOST_MISFIT:
+        return Compression(quality, libjpeg=True)
+    coarseness = (np.log(tables) - np.log(1 + likelihoods.argmax(1))) @ counts
+    return Compression(1 + int(np.abs(coarseness).argmin()), libjpeg=False)
 
 
 def estimate_jpeg_noise(pixels: Pixels, luma: NDArray[Any], offset: tuple[int, int] = (0, 0)) -> float:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from irae.auto import decide
+from irae.auto import Step as Need
+from irae.auto import decide, estimate_compression, find_grid
 from irae.errors import printable
 from irae.images import Picture, read_image
 from irae.jpeg import project, read_coefficients, read_tables, standard_tables
@@ -167,20 +168,21 @@ class Engine:
             raise OptionError("Only the result of a JPEG file can be made consistent with it.")
         if task == "auto" and wishes.sigma is None and wishes.jpeg_quality is None:
             decision = decide(picture, read_tables(data) if jpeg else None)
-            steps = [(step.task, step.sigma) for step in decision.steps]
-            found = tuple(decision.found.splitlines())
+            needs, found = decision.steps, tuple(decision.found.splitlines())
         else:
             tasks = [t for t, v in (("jpeg", wishes.jpeg_quality), ("denoise", wishes.sigma)) if v is not None]
-            steps = [(t, wishes.sigma) for t in (tasks if task == "auto" else [task])]
-            found = tuple(f"{t}, as asked" for t, _ in steps)
-        return Plan(
-            tuple(
-                _decompress(picture, wishes, data if jpeg else b"") if t == "jpeg" else Step(t, Hints(sigma=sigma))
-                for t, sigma in steps
-            ),
-            found,
-            picture,
+            tasks = tasks if task == "auto" else [task]
+            needs = tuple(
+                _asked_jpeg(picture, wishes, jpeg) if t == "jpeg" else Need(t, sigma=wishes.sigma) for t in tasks
+            )
+            found = tuple(f"{t}, as asked" for t in tasks)
+        steps = (
+            _decompress(picture, need, wishes, data if jpeg else b"")
+            if need.task == "jpeg"
+            else Step(need.task, Hints(sigma=need.sigma))
+            for need in needs
         )
+        return Plan(tuple(steps), found, picture)
 
     def run(self, plan: Plan, strength: float = 1.0) -> Pixels:
         """The restored pixels of a plan."""
@@ -201,18 +203,32 @@ class Engine:
         return self.restorer(step.task).with_rest(plan.picture.pixels, step.hints, strength, step.afterwards)
 
 
-def _decompress(picture: Picture, wishes: Wishes, data: bytes) -> Step:
-    """Decompression: the tables of the file, or those of the quality that the user gives, or blind."""
-    grey = picture.pixels.ndim == 2
+def _asked_jpeg(picture: Picture, wishes: Wishes, file: bool) -> Need:
+    """The decompression that the user asks for: grid and quality are found where the file or he does not tell them."""
+    offset = None if file else find_grid(picture)
+    quality = wishes.jpeg_quality
+    if offset is not None and quality is None:
+        like = estimate_compression(picture.pixels, offset)
+        quality = like.quality if like.libjpeg else None
+    return Need("jpeg", offset=offset, quality=quality)
+
+
+def _decompress(picture: Picture, need: Need, wishes: Wishes, data: bytes) -> Step:
+    """Decompression: with the tables of the file, or those of a quality, or blind.
+
+    Which chroma a picture had that was a JPEG once is not known. 4:2:0 is the usual one, and to say that of 4:4:4 is
+    still better than to say nothing, by 0.05 to 0.1 dB on the training images that were held out.
+    """
     if data:
         hints = Hints(tables=read_tables(data), grid=(0, 0))
         if wishes.consistent is not False:
             coefficients = read_coefficients(data)
             return Step("jpeg", hints, lambda image: project(image, coefficients).astype(np.float32))
         return Step("jpeg", hints)
-    if wishes.jpeg_quality is not None:
-        return Step("jpeg", Hints(tables=standard_tables(wishes.jpeg_quality, grey=grey), grid=(0, 0)))
-    return Step("jpeg")
+    if need.quality is None:
+        return Step("jpeg")
+    row, column = (-at % 8 for at in need.offset or (0, 0))
+    return Step("jpeg", Hints(tables=standard_tables(need.quality, grey=picture.pixels.ndim == 2), grid=(row, column)))
 
 
 def _inpaint(picture: Picture, mask: str | Path | Pixels, name: str) -> Plan:

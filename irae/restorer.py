@@ -42,6 +42,7 @@ Afterwards = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 REST_FORMAT = "irae-rest-2"
 REST_KEYS = {"weights", "hints", "precision", "settings", "sha256"}
 REST_TENSORS = {"extra", "border", "rounding", "mask", "holes"}
+GRID_STEP = 4  # JPEG grids that begin at multiples of it are those that the network was taught
 HOLE_DEPTH = 48
 """Pixels: what lies deeper in a hole is filled in further passes, from the border inward."""
 
@@ -115,6 +116,12 @@ class Restorer:
             afterwards: changes the mixture before it is rounded.
         """
         self._check(pixels, hints, strength)
+        above, before = (0, 0) if hints.grid is None else (at % GRID_STEP for at in hints.grid)
+        if above or before:
+            assert hints.grid is not None
+            larger = np.pad(pixels, ((above, 0), (before, 0), (0, 0))[: pixels.ndim], mode="edge")
+            moved = replace(hints, grid=(hints.grid[0] - above, hints.grid[1] - before))
+            return np.ascontiguousarray(self(larger, moved, strength, afterwards)[above:, before:])
         with torch.inference_mode(), self._autocast(pixels.dtype):
             if hints.mask is not None:
                 image = as_rgb(as_tensor(pixels))
@@ -147,13 +154,16 @@ class Restorer:
     ) -> tuple[Pixels, bytes]:
         """The restored pixels and, as the bytes of a file, what is left beside them.
 
-        The image is not cut into tiles, and holes are filled in one pass. Whether it comes back is tried here, so that
+        The image is not cut into tiles, holes are filled in one pass, and a JPEG grid that begins at no multiple of 4
+        is not told to the network. Whether it comes back is tried here, so that
         no useless rest is ever kept.
 
         Raises:
             RecoverError: the input would not come back bit for bit, for example in a low precision.
         """
         self._check(pixels, hints, strength)
+        if hints.grid is not None and any(at % GRID_STEP for at in hints.grid):
+            hints = replace(hints, tables=None, grid=None)  # a larger image would come back otherwise
         with self._whole_images:
             return self._with_rest(pixels, hints, strength, afterwards)
 

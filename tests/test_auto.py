@@ -18,12 +18,12 @@ from irae.auto import (
     blockiness,
     decide,
     equal_quality,
+    estimate_compression,
     estimate_jpeg_noise,
     estimate_noise,
-    estimate_quality,
 )
 from irae.images import Picture, read_image
-from irae.jpeg import standard_tables
+from irae.jpeg import JpegTables, encode_jpeg, standard_tables
 
 
 @pytest.fixture(scope="module", params=[astronaut, coffee], ids=lambda image: image.__name__)
@@ -90,9 +90,17 @@ def test_grid_and_quality_of_a_png_that_was_a_jpeg(clean: NDArray[Any], offset: 
     image = compressed(clean, quality)[8 - offset[0] :, 8 - offset[1] :]
     grid = blockiness(image)
     assert grid.offset == offset and grid.score > 2 * LEAST_GRID
-    assert estimate_quality(image, offset) == pytest.approx(quality, abs=3)
-    step = decide(Picture(image)).steps[0]
-    assert (step.task, step.offset) == ("jpeg", offset)
+    like = estimate_compression(image, offset)
+    assert like.libjpeg and like.quality == pytest.approx(quality, abs=3)
+    assert decide(Picture(image)).steps[0] == Step("jpeg", offset=offset, quality=like.quality)
+
+
+@pytest.mark.parametrize("step", [8, 40])
+def test_tables_that_are_not_libjpegs_are_noticed(clean: NDArray[Any], step: int) -> None:
+    flat = np.full((8, 8), step)
+    image = read_image(encode_jpeg(clean, JpegTables(flat, flat, (2, 2)))).pixels
+    assert not estimate_compression(image, (0, 0)).libjpeg
+    assert decide(Picture(image)).steps == (Step("jpeg", offset=(0, 0), quality=None),)
 
 
 @pytest.mark.parametrize("sigma", [0, 5, 40])

@@ -14,6 +14,7 @@ from irae.errors import IraeError
 from irae.images import Picture, read_image, write_image
 from irae.jpeg import consistent_share, encode_jpeg, project, standard_tables
 from irae.restorer import HOLE_DEPTH, Hints, Restorer
+from irae.tiles import reach
 
 Pixels = NDArray[Any]
 
@@ -112,7 +113,18 @@ def test_a_quality_that_the_user_gives_stands_for_the_tables(engines: dict[str, 
     as_png = Picture(picture.pixels)
     with_tables = engine.run(engine.plan(picture, Wishes(consistent=False), file))
     assert np.array_equal(engine.run(engine.plan(as_png, Wishes(jpeg_quality=20))), with_tables)
-    assert not np.array_equal(engine.run(engine.plan(as_png, Wishes())), with_tables)  # blind
+    blind = engine.restorer("jpeg")(picture.pixels)
+    assert not np.array_equal(blind, with_tables)
+
+
+def test_a_part_of_a_jpeg_is_restored_as_the_whole(engines: dict[str, Engine], photo: Pixels) -> None:
+    whole, engine = read_image(encode_jpeg(photo, 20)), engines["jpeg"]
+    part = Picture(np.ascontiguousarray(whole.pixels[19:, 5:]))
+    restored = engine.run(engine.plan(part, Wishes(task="jpeg")))
+    expected = engine.run(engine.plan(Picture(whole.pixels), Wishes(jpeg_quality=20)))
+    inside = reach(engine.restorer("jpeg").model)
+    assert restored.shape == part.pixels.shape
+    assert np.abs(restored[inside:, inside:].astype(int) - expected[19:, 5:][inside:, inside:]).max() <= 1
 
 
 @pytest.mark.parametrize("task", ["jpeg", "inpaint"])
