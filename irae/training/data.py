@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from irae.datasets import DatasetError, image_paths
 from irae.training.recipe import Data, Recipe
-from irae.training.tasks import TASKS
+from irae.training.tasks import TASKS, Inpainting
 
 Image = NDArray[np.uint8]
 
@@ -63,13 +63,14 @@ class PatchBatches(Dataset[Batch]):
         rng = np.random.default_rng([self.recipe.seed, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         stage, data = self.recipe.stage_at(step), self.recipe.data
+        task = self.task if stage.masks is None else Inpainting(stage.masks)
         picks = rng.choice(len(self.images), stage.batch, p=self.weights)
         patches = np.stack([cut_patch(self.images[i], stage.patch + self.task.margin, data, rng) for i in picks])
         clean = torch.from_numpy(patches).permute(0, 3, 1, 2).float() / 255
         clean = recolour(clean, data.recolour, rng)
         grey = rng.random(stage.batch) < data.grey
         samples = [
-            self.task.sample(image.mean(0, keepdim=True) if is_grey else image, rng, generator)
+            task.sample(image.mean(0, keepdim=True) if is_grey else image, rng, generator)
             for image, is_grey in zip(clean, grey, strict=True)
         ]
         damaged, target, cond = (torch.stack(parts) for parts in zip(*samples, strict=True))

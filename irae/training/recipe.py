@@ -8,6 +8,7 @@ import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from torch import nn
@@ -116,7 +117,8 @@ class MaskMix:
 class Stage:
     """A part of the run: `steps` steps of `batch` patches of `patch` x `patch` pixels, with loss "l1" or "mse".
 
-    `restart`, where it is not 0, is the peak learning rate of a new cosine cycle that begins with this stage.
+    `restart`, where it is not 0, is the peak learning rate of a new cosine cycle that begins with this stage. `masks`
+    takes the place of the recipe's.
     """
 
     steps: int
@@ -124,6 +126,7 @@ class Stage:
     patch: int
     loss: str = "l1"
     restart: float = 0.0
+    masks: MaskMix | None = None
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.patch) < 1:
@@ -189,6 +192,8 @@ class Recipe:
             raise ValueError(f"The name {self.name!r} cannot be that of a file.")
         if not self.stages or self.seed < 0:
             raise ValueError("A recipe has at least one stage, and its seed is not negative.")
+        if self.model.task != "inpaint" and any(stage.masks for stage in self.stages):
+            raise ValueError("A stage has masks only where the task is inpainting.")
         if self.model.image_channels != 3:
             raise ValueError("Networks are trained on RGB: image_channels is 3.")
 
@@ -245,6 +250,8 @@ def _build(kind: Any, value: Any) -> Any:
     """`value`, made of TOML's types, as a dataclass, tuple, dict or number of type `kind`."""
     if kind == Config:
         kind = config_class(value)
+    if get_origin(kind) is UnionType:  # of a dataclass and None, which TOML does not have
+        kind = get_args(kind)[0]
     if dataclasses.is_dataclass(kind):
         types = get_type_hints(kind)
         unknown = set(value) - set(types)

@@ -14,7 +14,7 @@ from irae.images import Picture, write_image
 from irae.models.irae import IRAE
 from irae.training.data import PatchBatches, load_training_images
 from irae.training.muon import Muon, orthogonalise
-from irae.training.recipe import Data, NoiseMix, Optimiser, Recipe, RecipeError, Stage, load_recipe
+from irae.training.recipe import Data, MaskMix, NoiseMix, Optimiser, Recipe, RecipeError, Stage, load_recipe
 from irae.training.tasks import TASKS, Denoising
 from irae.training.train import Options, make_optimisers, train
 from irae.weights import installed_weights, load_model, weights_info
@@ -82,6 +82,16 @@ def test_a_batch_depends_on_the_step_alone(folder: Path) -> None:
     first[0]
     assert torch.equal(first[3].damaged, again[3].damaged) and not torch.equal(first[3].damaged, first[4].damaged)
     assert first[3].clean.shape == (4, 3, 32, 32) and first[7].clean.shape == (2, 3, 48, 48)
+
+
+def test_a_stage_may_have_masks_of_its_own(folder: Path) -> None:
+    stages = Stage(1, 2, 32, masks=MaskMix({"random80": 1.0})), Stage(1, 2, 32)
+    made = recipe(folder, model=MODELS["inpaint"], stages=stages, masks=MaskMix({"centre": 1.0}))
+    batches = PatchBatches(made, load_training_images(made.data)[0])
+    middle = slice(8, 24)  # half a side
+    assert [float(batches[step].cond[..., middle, middle].sum()) > 0 for step in (0, 1)] == [True, False]
+    with pytest.raises(ValueError, match="masks"):
+        recipe(folder, stages=stages)
 
 
 def test_shares_of_files_and_hidden_levels() -> None:
@@ -152,6 +162,7 @@ def test_every_task_trains(folder: Path, task: str) -> None:
         'name = "x"',
         'name = "x"\nstages = []\n[model]\nwidth = 3\n[data]\nsets = []',
         "seed = 'one'",
+        'name = "x"\nstages = [{ steps = 1, batch = 1, patch = 8, masks = 3 }]\n[model]\n[data]\nsets = []',
     ],
 )
 def test_a_bad_recipe_is_one_sentence(tmp_path: Path, content: str) -> None:
