@@ -31,7 +31,7 @@ LEAST_NOISE_GREY = 5.0  # without colour, fine texture passes for noise: clean o
 LEAST_NOISE_IN_JPEG = 9.0  # one in 20 clean ones, shrunk to half, reads more; level 10 reads 10 on average from 75 on
 LEAST_GRID = 8.0  # those without a grid score 2.9 at most, quality 98 with noise below at least 16
 LIGHT_QUALITY = 95  # what the training photographs have themselves
-MOST_MISFIT = 0.6  # nats a coefficient: libjpeg's tables lack 0.2 at most where there is detail, flatter ones 0.5 to 4
+MOST_MISFIT = 0.6  # nats a coefficient: libjpeg's tables rarely lack more than 0.5, flatter ones mostly 0.7 to 4
 LEAST_VALUES = 50  # of a frequency, to tell its step
 DETAIL_DECAY = 4.0  # of its variance with frequency; 6 is no better
 
