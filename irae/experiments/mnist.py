@@ -260,5 +260,5 @@ EXPERIMENT = Experiment(
     run=run,
     full=Setup(),
     quick=Setup(hidden=(8, 16), images=6_000, test=1_000, epochs=1, samples=2, max_iter=60),
-    minutes=20,
+    minutes=40,
 )
