@@ -148,7 +148,10 @@ class Restorer:
             depth = cv2.distanceTransform(np.pad(mask, 1, mode="edge").astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
             deeper = depth > HOLE_DEPTH
             hints = Hints(mask=mask)
-            restored = restore_tiled(self.model, self._enter(image, hints), self._condition(hints, "cpu"), self.runner)
+            holes = partial(_any_in, mask)
+            restored = restore_tiled(
+                self.model, self._enter(image, hints), self._condition(hints, "cpu"), self.runner, holes
+            )
             if not deeper.any():
                 return restored
             image, mask = restored, deeper
@@ -263,6 +266,10 @@ class Restorer:
         if precision == "auto":
             precision = pick_precision("auto", self.device) if dtype == np.uint8 else "fp32"
         return torch.autocast(self.device.type, DTYPES.get(precision, torch.bfloat16), enabled=precision != "fp32")
+
+
+def _any_in(mask: NDArray[np.bool_], rows: slice, columns: slice) -> bool:
+    return bool(mask[rows, columns].any())
 
 
 def _denoise_condition(hints: Hints, device: torch.device, rows: slice, columns: slice) -> Tensor:

@@ -20,6 +20,8 @@ Part = Callable[[slice, slice], Tensor]
 """A part of an image, (1, C, h, w), by its rows and columns."""
 Condition = Part
 """The condition (1, K, h, w) or (1, K, 1, 1) of a part of an image, by its rows and columns."""
+Wanted = Callable[[slice, slice], bool]
+"""Whether anything changes in a part of an image, by its rows and columns."""
 Put = Callable[[slice, slice, Tensor], None]
 """Takes a part of a result, (1, C, h, w), with its rows and columns."""
 
@@ -40,7 +42,9 @@ class Tile:
     full: bool
 
 
-def restore_tiled(model: Network, image: Tensor, cond: Condition, tile: int | Runner | None = None) -> Tensor:
+def restore_tiled(
+    model: Network, image: Tensor, cond: Condition, tile: int | Runner | None = None, wanted: Wanted | None = None
+) -> Tensor:
     """The restored image, tile by tile where the image is larger than a tile; to rounding the same.
 
     Args:
@@ -49,23 +53,30 @@ def restore_tiled(model: Network, image: Tensor, cond: Condition, tile: int | Ru
         cond: its condition, part by part.
         tile: side in pixels of the part of the result that one pass makes, or the runner that knows; by default what
             memory allows.
+        wanted: tiles of which it says no stay as they are; by default all are restored.
 
     Shape: (1, C, H, W).
     """
     shape = Shape(tile) if isinstance(tile, int) else None
     runner = tile if isinstance(tile, Runner) else Runner(image.device, shape)
-    result = torch.empty_like(image)
+    result = torch.empty_like(image) if wanted is None else image.clone()
 
     def put(rows: slice, columns: slice, part: Tensor) -> None:
         result[..., rows, columns] = part
 
     size = (image.shape[-2], image.shape[-1])
-    restore_parts(model, size, lambda *at: image[(..., *at)], cond, put, runner)
+    restore_parts(model, size, lambda *at: image[(..., *at)], cond, put, runner, wanted)
     return result
 
 
 def restore_parts(
-    model: Network, size: tuple[int, int], image: Part, cond: Condition, put: Put, runner: Runner
+    model: Network,
+    size: tuple[int, int],
+    image: Part,
+    cond: Condition,
+    put: Put,
+    runner: Runner,
+    wanted: Wanted | None = None,
 ) -> None:
     """Restore an image of which never more than some windows are held here.
 
@@ -75,6 +86,7 @@ def restore_parts(
         image, cond: give its parts and those of its condition.
         put: takes the parts of the result; some of them twice where memory did not suffice and the image was cut anew.
         runner: runs the network.
+        wanted: tiles of which it says no are left out; by default none is.
 
     Raises:
         IraeError: the image is larger than a tile, and the network does not work in tiles.
@@ -82,13 +94,20 @@ def restore_parts(
     """
     while True:
         try:
-            return _restore_parts(model, size, image, cond, put, runner, runner.shape)
+            return _restore_parts(model, size, image, cond, put, runner, runner.shape, wanted)
         except TileTooLarge:
             continue
 
 
 def _restore_parts(
-    model: Network, size: tuple[int, int], image: Part, cond: Condition, put: Put, runner: Runner, shape: Shape
+    model: Network,
+    size: tuple[int, int],
+    image: Part,
+    cond: Condition,
+    put: Put,
+    runner: Runner,
+    shape: Shape,
+    wanted: Wanted | None,
 ) -> None:
     pending: deque[tuple[Tile, Future[Tensor]]] = deque()
 
@@ -100,6 +119,8 @@ def _restore_parts(
 
     try:
         for tile in cut(model, size, shape):
+            if wanted is not None and not wanted(tile.rows, tile.columns):
+                continue
             if len(pending) >= runner.ahead:
                 finish()
             window, known = (_padded(part, tile.window, size) for part in (image, cond))

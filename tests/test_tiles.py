@@ -27,6 +27,16 @@ def test_tiled_equals_untiled(config: IRAEConfig) -> None:
         torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
 
 
+def test_tiles_that_nobody_wants_stay_as_they_are() -> None:
+    model, image = random_model(scale=0.08), torch.rand(1, 3, 100, 100)
+    cond = torch.tensor([[[[0.1]], [[1.0]]]])
+    with torch.no_grad():
+        found = restore_tiled(model, image, lambda *_: cond, tile=50, wanted=lambda rows, columns: rows.start == 0)
+        whole = model.restore(image, cond)
+    torch.testing.assert_close(found[..., :40, :], whole[..., :40, :], atol=1e-5, rtol=0)
+    assert torch.equal(found[..., 60:, :], image[..., 60:, :])
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_tiles_of_two_images_share_batches(batch: int) -> None:
     model = random_model(scale=0.08)
