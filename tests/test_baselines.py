@@ -65,7 +65,11 @@ def test_the_twin_equals_the_irae_in_parameters_and_work(task: str) -> None:
     irae, twin = (build_network(recipe.model) for recipe in recipes)
     assert isinstance(irae, IRAE) and isinstance(twin, Twin)
     assert count(irae) == count(twin) and mac_per_pixel(irae) == mac_per_pixel(twin)
-    assert recipes[0].model == load_recipe(RECIPES[0].parents[1] / f"{task}.toml").model
+    shipped = load_recipe(RECIPES[0].parents[1] / f"{task}.toml").model
+    if task == "inpaint":  # the one that is shipped has 5.7 MB
+        assert isinstance(shipped, IRAEConfig)
+        shipped = dataclasses.replace(shipped, blocks=(1,), block_options={**shipped.block_options, "levels": 2})
+    assert recipes[0].model == shipped
 
 
 def test_a_twin_of_a_configuration() -> None:
@@ -95,8 +99,7 @@ def test_recipes_share_data_and_budget(path: Path) -> None:
     assert (recipe.jpeg, recipe.masks) == (shipped.jpeg, shipped.masks)
     network = build_network(recipe.model)
     assert count(network) == pytest.approx(PARAMETERS.get(path.stem, count(network)), rel=0.01)
-    if task != "inpaint":  # of the IRAE of the inpainter there is 2.9 MB
-        assert 2 * count(network) < 2e6
+    assert 2 * count(network) < 2e6
 
 
 @pytest.mark.parametrize("name", BASELINES)
