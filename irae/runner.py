@@ -7,12 +7,13 @@ again with half the batch, then with half the tile.
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -37,10 +38,18 @@ class Shape:
         tile: side of the part of a result that one window makes, in pixels.
         batch: windows that go through the network together; shorter batches are padded, so that results do not depend
             on what else there was to do.
+        window: side of the largest window that memory has room for; 0 where the tile alone decides.
     """
 
     tile: int
     batch: int = 1
+    window: int = 0
+
+    def step(self, reach: int) -> int:
+        """Side of the tiles of a network that reaches so far: larger ones where most of a window would be overlap."""
+        if not self.window:
+            return self.tile
+        return max(LEAST_TILE, min(max(self.tile, 2 * reach), self.window - 2 * reach))
 
 
 class TileTooLarge(Exception):
@@ -127,13 +136,13 @@ class Runner:
         elif batch > 1:
             _give_back(device)
             half = batch // 2
-            self._shrink(requests[0].shape, Shape(requests[0].shape.tile, half))
+            self._shrink(requests[0].shape, replace(requests[0].shape, batch=half))
             for start in range(0, len(requests), half):
                 self._serve(requests[start : start + half], device, half)
         else:
             _give_back(device)
             shape = requests[0].shape
-            smaller = Shape(shape.tile // 2, shape.batch)
+            smaller = replace(shape, tile=shape.tile // 2, window=shape.window // 2)
             fits = smaller.tile >= LEAST_TILE
             if fits:
                 self._shrink(shape, smaller)
@@ -179,7 +188,7 @@ class Workers(Runner):
     """
 
     def __init__(self, devices: Sequence[torch.device], shape: Shape | None = None) -> None:
-        super().__init__(devices[0], shape or min((choose_shape(d) for d in devices), key=lambda s: (s.tile, s.batch)))
+        super().__init__(devices[0], shape or min((choose_shape(d) for d in devices), key=astuple))
         self._waiting: deque[Request] = deque()
         self._news = threading.Condition()
         self._closed = False
@@ -253,7 +262,8 @@ def choose_shape(device: torch.device, batches: bool = True) -> Shape:
     tile = GPU_TILE if gpu else CPU_TILE
     while tile // 2 >= LEAST_TILE and _bytes(tile) > room:
         tile //= 2
-    return Shape(tile, max(1, min(GPU_BATCH, room // _bytes(tile))) if gpu and batches else 1)
+    batch = max(1, min(GPU_BATCH, room // _bytes(tile))) if gpu and batches else 1
+    return Shape(tile, batch, math.isqrt(room // batch // BYTES_A_PIXEL))
 
 
 def free_memory(device: torch.device | None = None) -> int:
@@ -283,7 +293,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _bytes(tile: int) -> int:
-    margin = 64  # about what the networks reach
+    margin = 64  # about what most networks reach
     return (tile + 2 * margin) ** 2 * BYTES_A_PIXEL
 
 

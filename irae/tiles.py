@@ -138,8 +138,8 @@ def cut(model: Network, size: tuple[int, int], shape: Shape) -> Iterator[Tile]:
     For batches all windows along a side have one size, else they are as small as their number allows.
     """
     unit = model.size_multiple
-    step = _up(shape.tile, unit)
-    margin = 0 if max(size) <= step else reach(model)
+    margin = 0 if max(size) <= shape.tile else reach(model)
+    step = _up(shape.step(margin), unit)
     rows, columns = (_cuts(length, step, margin, unit, shape.batch > 1) for length in size)
     largest = step + 2 * margin
     for row, outer_row in rows:

@@ -91,7 +91,7 @@ def test_other_weights_are_a_reason(run: Run, tmp_path: Path, monkeypatch: pytes
 def test_a_run_cuts_images_as_the_run_before(run: Run, tmp_path: Path, weights_file: Path, folder: Path) -> None:
     run()
     lines = (tmp_path / "in.restored" / NAME).read_text().splitlines()
-    assert json.loads(lines[0]) == {"device": "cpu", "shape": {"tile": 48, "batch": 3}}
+    assert json.loads(lines[0]) == {"device": "cpu", "shape": {"tile": 48, "batch": 3, "window": 0}}
     with Workers([torch.device("cpu")]) as workers:
         list(Batch(plan([folder]), Engine(weights_file, "cpu", runner=workers), Settings()).run())
         assert workers.shape == Shape(48, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from irae.models.irae import IRAE
-from irae.runner import LEAST_TILE, Request, Runner, Shape, Workers, choose_shape
+from irae.runner import BYTES_A_PIXEL, LEAST_TILE, Request, Runner, Shape, Workers, choose_shape
 from irae.tiles import reach, restore_tiled
 from tests.conftest import random_model
 
@@ -99,6 +100,16 @@ def test_the_shape_fits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("irae.runner.free_memory", lambda *_, free=free: free)
         assert LEAST_TILE <= choose_shape(CPU).tile <= tile and choose_shape(CPU).batch == 1
     monkeypatch.setattr("irae.runner.free_memory", lambda *_: 64 << 30)
-    assert choose_shape(torch.device("cuda")) == Shape(1024, 4)
+    assert astuple(choose_shape(torch.device("cuda")))[:2] == (1024, 4)
     monkeypatch.setattr("irae.runner.free_memory", lambda *_: 6 << 30)
-    assert choose_shape(torch.device("cuda")) == Shape(1024, 1)
+    assert astuple(choose_shape(torch.device("cuda")))[:2] == (1024, 1)
+
+
+@pytest.mark.parametrize("free", [1 << 20, 1 << 30, 4 << 30, 64 << 30])
+@pytest.mark.parametrize("reach", [0, 52, 544])
+def test_windows_fit_the_memory_whatever_the_reach(monkeypatch: pytest.MonkeyPatch, free: int, reach: int) -> None:
+    monkeypatch.setattr("irae.runner.free_memory", lambda *_: free)
+    shape = choose_shape(CPU)
+    step = shape.step(reach)
+    assert step == LEAST_TILE or (step + 2 * reach) ** 2 * BYTES_A_PIXEL <= free // 2
+    assert step >= 2 * reach or step + 2 * reach >= shape.window or step == LEAST_TILE
