@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import dctn
 from scipy.ndimage import correlate1d, maximum_filter, uniform_filter
-from scipy.special import ndtr
-from scipy.stats import binom
+from scipy.special import bdtrc, ndtr
 
 from irae.images import Picture
 from irae.jpeg import JpegTables, standard_tables
@@ -226,8 +225,8 @@ def blockiness(pixels: Pixels) -> Grid:
     rows, columns = np.nonzero(highest & alone)
     votes = np.bincount(rows % 8 * 8 + columns % 8, minlength=64)
     best = int(votes.argmax())
-    score = -(binom.logsf(votes[best] - 1, votes.sum(), 1 / 64) + np.log(64)) / np.log(10)
-    return Grid((best // 8, best % 8), float(min(score, 300)))
+    chance = 64 * bdtrc(votes[best] - 1.0, votes.sum(), 1 / 64)  # that some offset has as many votes
+    return Grid((best // 8, best % 8), float(-np.log10(max(chance, 1e-300))))
 
 
 @functools.cache
