@@ -4,6 +4,7 @@ Pixels stay in their stored orientation; the alpha channel, the EXIF block and t
 """
 
 import errno
+import functools
 import io
 import logging
 import os
@@ -229,9 +230,11 @@ def _pillow_image(data: bytes, format: str) -> Any:
 def _pillow_samples(image: Any) -> np.ndarray:
     """(H, W) or (H, W, 1 to 4) uint8 samples of an image that Pillow opened and has yet to decode."""
     palette = "RGBA" if "transparency" in image.info else "RGB"
-    image = image.convert({"1": "L", "P": palette, "YCbCr": "RGB"}.get(image.mode, image.mode))
+    if image.mode in (modes := {"1": "L", "P": palette, "YCbCr": "RGB"}):
+        image = image.convert(modes[image.mode])
     if image.mode not in ("L", "LA", "RGB", "RGBA"):
         raise ImageError(f"is a {image.mode} picture, which is not read: convert it to RGB or grey first")
+    image.load()  # numpy would hide its errors
     return np.array(image)
 
 
@@ -265,8 +268,8 @@ def _read_png(data: bytes, max_pixels: int) -> Picture:
     _check_png_data(chunks[b"IDAT"], height * (1 + (width * bits + 7) // 8))
     # The decoder gets nothing but the pixels: no orientation, gamma or broken text can get in the way.
     kinds = (b"IHDR", b"PLTE", b"tRNS", b"IDAT") if colour == 3 else (b"IHDR", b"IDAT")
-    parts = [_png_chunk(kind, b"".join(chunks[kind])) for kind in kinds if kind in chunks]
-    core = b"".join([_PNG_START, *parts, _png_chunk(b"IEND", b"")])
+    parts = [part for kind in kinds if kind in chunks for part in _png_chunk(kind, *chunks[kind])]
+    core = b"".join([_PNG_START, *parts, *_png_chunk(b"IEND")])
     samples = _opencv_samples(core) if depth == 16 else _pillow_samples(_pillow_image(core, "PNG"))
     samples = samples.reshape(height, width, -1)
     if colour == 4:
@@ -277,25 +280,27 @@ def _read_png(data: bytes, max_pixels: int) -> Picture:
     return _picture(samples, "PNG", exif, _png_profile(profile))
 
 
-def _png_chunks(data: bytes) -> dict[bytes, list[bytes]]:
-    """The bodies of the chunks by kind; broken ones are left out when they hold no pixels."""
-    chunks: dict[bytes, list[bytes]] = {}
-    at = len(_PNG_START)
+def _png_chunks(data: bytes) -> dict[bytes, list[Any]]:
+    """The bodies of the chunks by kind, those of pixels as views; broken ones without pixels are left out."""
+    chunks: dict[bytes, list[Any]] = {}
+    at, view = len(_PNG_START), memoryview(data)
     while b"IEND" not in chunks:
         if at + 12 > len(data):
             raise ImageError(_TRUNCATED)
         size, kind = struct.unpack_from(">I4s", data, at)
-        body, checksum = data[at + 8 : at + 8 + size], data[at + 8 + size : at + 12 + size]
+        body, checksum = view[at + 8 : at + 8 + size], view[at + 8 + size : at + 12 + size]
         if zlib.crc32(body, zlib.crc32(kind)).to_bytes(4, "big") == checksum:
-            chunks.setdefault(kind, []).append(body)
+            chunks.setdefault(kind, []).append(body if kind == b"IDAT" else bytes(body))
         elif kind[:1].isupper():
             raise ImageError("is damaged or truncated (PNG checksum): get a whole copy of the file")
         at += 12 + size
     return chunks
 
 
-def _png_chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + zlib.crc32(body, zlib.crc32(kind)).to_bytes(4, "big")
+def _png_chunk(kind: bytes, *bodies: bytes) -> list[bytes]:
+    """The parts of a chunk that holds these bodies one after another."""
+    checksum = functools.reduce(lambda value, body: zlib.crc32(body, value), bodies, zlib.crc32(kind))
+    return [struct.pack(">I", sum(map(len, bodies))), kind, *bodies, checksum.to_bytes(4, "big")]
 
 
 def _check_png_data(bodies: list[bytes], expected: int) -> None:
@@ -554,12 +559,12 @@ def _encode_png16(picture: Picture) -> bytes:
     filtered[:, 1 : 1 + step] = rows[:, :step]
     np.subtract(rows[:, step:], rows[:, :-step], out=filtered[:, 1 + step :])
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    parts = [_PNG_START, _png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))]
+    parts = [_PNG_START, *_png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))]
     if picture.icc:
-        parts.append(_png_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc)))
+        parts += _png_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc))
     if picture.exif:
-        parts.append(_png_chunk(b"eXIf", picture.exif))
-    parts += [_png_chunk(b"IDAT", zlib.compress(filtered.tobytes())), _png_chunk(b"IEND", b"")]
+        parts += _png_chunk(b"eXIf", picture.exif)
+    parts += [*_png_chunk(b"IDAT", zlib.compress(filtered.tobytes())), *_png_chunk(b"IEND")]
     return b"".join(parts)
 
 
