@@ -149,6 +149,10 @@ def restore(
             "--strength", help="0 to 1: how much of the change is made; lower keeps more grain.", show_default=True
         ),
     ] = 1.0,
+    ensemble: Annotated[
+        bool,
+        typer.Option("--ensemble", help="Take the mean over all flips and rotations: better, in 8 times the time."),
+    ] = False,
     model: ModelOption = None,
     device: DeviceOption = Device.auto,
     precision: Annotated[Precision, typer.Option("--precision", help="How to compute.")] = Precision.auto,
@@ -191,7 +195,7 @@ def restore(
     if mask_color is not None:
         parse_colour(mask_color)
     missing = mask_color if mask_color is not None else mask if mask in (None, ALPHA) else Path(mask)
-    wishes = Wishes(task, sigma, jpeg_quality, missing, consistent, strength)
+    wishes = Wishes(task, sigma, jpeg_quality, missing, consistent, strength, ensemble)
     keep_freed_memory()
     settings = Settings(wishes, keep_rest, compare, overwrite, round(max_pixels * 1e6))
     if Path("-") in (*inputs, output):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from irae.auto import Step as Need
 from irae.auto import decide, estimate_compression, find_grid
+from irae.ensemble import ensemble
 from irae.errors import printable
 from irae.images import Picture, read_image
 from irae.jpeg import project, read_coefficients, read_tables, standard_tables
@@ -50,6 +52,7 @@ class Wishes:
         consistent: project a decompressed JPEG onto the images that its file could have come from; None: where the
             picture is that file.
         strength: 1 the network's image, 0 the input, between them their mixture.
+        ensemble: restore all eight flips and rotations and take the mean.
     """
 
     task: str = "auto"
@@ -58,6 +61,7 @@ class Wishes:
     mask: str | Path | Pixels | None = None
     consistent: bool | None = None
     strength: float = 1.0
+    ensemble: bool = False
 
     def __post_init__(self) -> None:
         check_settings(self.sigma, self.strength)
@@ -184,23 +188,27 @@ class Engine:
         )
         return Plan(tuple(steps), found, picture)
 
-    def run(self, plan: Plan, strength: float = 1.0) -> Pixels:
-        """The restored pixels of a plan."""
+    def run(self, plan: Plan, wishes: Wishes = Wishes()) -> Pixels:
+        """The restored pixels of a plan, as strong and by as many passes as is wished."""
         pixels = plan.picture.pixels
         for step in plan.steps:
-            pixels = self.restorer(step.task)(pixels, step.hints, strength, step.afterwards)
+            restorer = self.restorer(step.task)
+            restore = partial(ensemble, restorer) if wishes.ensemble else restorer
+            pixels = restore(pixels, step.hints, wishes.strength, step.afterwards)
         return pixels
 
-    def run_with_rest(self, plan: Plan, strength: float = 1.0) -> tuple[Pixels, bytes]:
+    def run_with_rest(self, plan: Plan, wishes: Wishes = Wishes()) -> tuple[Pixels, bytes]:
         """The restored pixels of a plan of one step, and the rest, from which the input comes back.
 
         Raises:
-            OptionError: the plan has none or several steps.
+            OptionError: the plan has none or several steps, or several passes are wished.
         """
+        if wishes.ensemble:
+            raise OptionError("A rest is kept of one pass, and an ensemble has eight: leave one of them out.")
         if len(plan.steps) != 1:
             raise OptionError("A rest is kept of exactly one step of restoration: name it with --task.")
         step = plan.steps[0]
-        return self.restorer(step.task).with_rest(plan.picture.pixels, step.hints, strength, step.afterwards)
+        return self.restorer(step.task).with_rest(plan.picture.pixels, step.hints, wishes.strength, step.afterwards)
 
 
 def _asked_jpeg(picture: Picture, wishes: Wishes, file: bool) -> Need:

@@ -50,6 +50,7 @@ def restore(
     mask: str | Path | Pixels | None = None,
     jpeg_quality: int | None = None,
     consistent: bool | None = None,
+    ensemble: bool = False,
     model: str | Path | IRAE | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -63,7 +64,7 @@ def restore(
         task: "auto" finds out what the image needs; or "denoise", "jpeg", "inpaint".
         sigma: standard deviation of the noise in 8-bit levels, whatever the dtype.
         mask: what is missing: an array (H, W), a mask file, "alpha" or "#rrggbb"; see `irae.engine.Wishes`.
-        jpeg_quality, consistent: see `irae.engine.Wishes`.
+        jpeg_quality, consistent, ensemble: see `irae.engine.Wishes`.
         model, device, precision: see `irae.engine.Engine`.
 
     Returns:
@@ -72,16 +73,17 @@ def restore(
     Raises:
         IraeError: anything that the caller can mend; one sentence.
     """
-    wishes, engine = Wishes(task, sigma, jpeg_quality, mask, consistent), Engine(model, device, precision)
+    wishes = Wishes(task, sigma, jpeg_quality, mask, consistent, ensemble=ensemble)
+    engine = Engine(model, device, precision)
     if isinstance(image, (str, Path)):
         data = read_file(Path(image))
         picture = read_image(data)
         plan = engine.plan(picture, wishes, data, Path(image).name)
-        restored, alpha = engine.run(plan), plan.picture.alpha
+        restored, alpha = engine.run(plan, wishes), plan.picture.alpha
         return restored if alpha is None else np.dstack((restored, alpha))
     array = np.asarray(image)
     alpha = array[..., -1] if array.ndim == 3 and array.shape[2] in (2, 4) else None
-    return with_colour(array, lambda pixels: engine.run(engine.plan(Picture(pixels, alpha), wishes)))
+    return with_colour(array, lambda pixels: engine.run(engine.plan(Picture(pixels, alpha), wishes), wishes))
 
 
 def with_colour(image: Pixels, function: Callable[[Pixels], Pixels]) -> Pixels:
@@ -272,9 +274,9 @@ def _restore(job: Job, data: bytes, engine: Engine, settings: Settings) -> tuple
     plan = engine.plan(picture, settings.wishes, data, job.source.name)
     contents: dict[Path, bytes] = {}
     if settings.keep_rest:
-        pixels, contents[rest_path(job.target)] = engine.run_with_rest(plan, settings.wishes.strength)
+        pixels, contents[rest_path(job.target)] = engine.run_with_rest(plan, settings.wishes)
     else:
-        pixels = engine.run(plan, settings.wishes.strength)
+        pixels = engine.run(plan, settings.wishes)
     if settings.compare:
         both = Picture(side_by_side({"input": picture.pixels, "restored": pixels}))
         contents[compare_path(job.target)] = encode_image(both, "PNG")
@@ -292,7 +294,7 @@ def restore_bytes(data: bytes, engine: Engine, settings: Settings, format: str |
     """
     picture = read_image(data, max_pixels=settings.max_pixels)
     plan = engine.plan(picture, settings.wishes, data)
-    restored = replace(plan.picture, pixels=engine.run(plan, settings.wishes.strength))
+    restored = replace(plan.picture, pixels=engine.run(plan, settings.wishes))
     return encode_image(restored, (format or ("png" if picture.lossy else picture.format)).upper()), plan
 
 

@@ -125,15 +125,20 @@ class Restorer:
             assert hints.grid is not None
             larger = np.pad(pixels, ((above, 0), (before, 0), (0, 0))[: pixels.ndim], mode="edge")
             moved = replace(hints, grid=(hints.grid[0] - above, hints.grid[1] - before))
-            return np.ascontiguousarray(self(larger, moved, strength, afterwards)[above:, before:])
+
+            def cut(image: NDArray[np.float32]) -> NDArray[np.float32]:
+                image = image[above:, before:]
+                return image if afterwards is None else afterwards(image)
+
+            return self(larger, moved, strength, cut)
         with torch.inference_mode(), self._autocast(pixels.dtype):
             if hints.mask is not None:
-                image = as_rgb(as_tensor(pixels))
-                return _finish(image, self._fill(image, hints.mask), pixels, hints, strength, afterwards)
+                image = as_rgb_image(pixels)
+                return finish(image, self._fill(image, hints.mask), pixels, hints, strength, afterwards)
             result = np.empty(pixels.shape, pixels.dtype if afterwards is None else np.float32)
 
             def part(rows: slice, columns: slice) -> Tensor:
-                return as_rgb(as_tensor(pixels[rows, columns]))
+                return as_rgb_image(pixels[rows, columns])
 
             def put(rows: slice, columns: slice, restored: Tensor) -> None:
                 mixed = restored if strength == 1 else torch.lerp(part(rows, columns), restored, strength)
@@ -182,7 +187,7 @@ class Restorer:
         mask = np.zeros(pixels.shape[:2], np.bool_) if hints.mask is None else hints.mask
         with torch.inference_mode(), self._autocast(pixels.dtype, precision):
             restored, rest = self.model.restore_with_rest(self._enter(image, hints), self._whole(hints, image))
-        result = _finish(image, restored, pixels, hints, strength, afterwards)
+        result = finish(image, restored, pixels, hints, strength, afterwards)
         holes = torch.from_numpy(mask)
         tensors = {
             "extra": rest.extra,
@@ -245,7 +250,7 @@ class Restorer:
             check_mask(hints.mask, pixels)
 
     def _image(self, pixels: Pixels) -> Tensor:
-        return as_rgb(as_tensor(pixels)).to(self.device)
+        return as_rgb_image(pixels).to(self.device)
 
     def _enter(self, image: Tensor, hints: Hints) -> Tensor:
         """What the network reads: the image, its holes filled from around."""
@@ -355,7 +360,7 @@ def check_mask(mask: NDArray[np.bool_], pixels: Pixels) -> None:
         raise OptionError("The mask covers the whole image: nothing is known to fill it from.")
 
 
-def _finish(
+def finish(
     image: Tensor, restored: Tensor, pixels: Pixels, hints: Hints, strength: float, afterwards: Afterwards | None
 ) -> Pixels:
     """The pixels of a restored image like those it was made from, known ones untouched."""
@@ -396,6 +401,11 @@ def as_tensor(pixels: Pixels) -> Tensor:
         values /= np.iinfo(pixels.dtype).max
     image = torch.from_numpy(values)
     return image[None, None] if image.ndim == 2 else image.permute(2, 0, 1)[None]
+
+
+def as_rgb_image(pixels: Pixels) -> Tensor:
+    """As `as_tensor`, but always (1, 3, H, W)."""
+    return as_rgb(as_tensor(pixels))
 
 
 def as_pixels(image: Tensor, like: Pixels) -> Pixels:
