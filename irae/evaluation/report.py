@@ -187,11 +187,13 @@ def difference(entry: Entry, method: Method, setting: Setting) -> Paired | None:
 def published_table(entry: Entry) -> Table:
     """What papers report on this data set, ours beside it."""
     rows, names = [], [method.name for method in entry.methods]
-    for paper in PUBLISHED.get(entry.data, ()):
-        if not set(paper.psnr) & {setting.name for setting in entry.settings}:
+    papers = PUBLISHED.get(entry.data, ())
+    settings = [setting for setting in entry.settings if any(setting.name in paper.psnr for paper in papers)]
+    for paper in papers:
+        if not set(paper.psnr) & {setting.name for setting in settings}:
             continue
         cells = []
-        for setting in entry.settings:
+        for setting in settings:
             value, cell = paper.psnr.get(setting.name), ""
             if value is not None:
                 cell = f"{value:.2f}"
@@ -201,7 +203,7 @@ def published_table(entry: Entry) -> Table:
                     cell += f" (here {ours:.2f}{flag})"
             cells.append(cell)
         rows.append([paper.method, *cells, paper.source])
-    head = ["method", *(setting.title for setting in entry.settings), "reported in"]
+    head = ["method", *(setting.title for setting in settings), "reported in"]
     note = (
         "PSNR in dB as papers report it; in brackets what the network of that name reaches here, flagged where it is "
         f"more than {UNDERTRAINED:g} dB behind its paper: it is not trained as far as it goes."
@@ -253,15 +255,18 @@ def sentences(entry: Entry) -> list[str]:
 
 
 def terminal_tables(entries: Iterable[Entry]) -> list[RichTable | str]:
-    """The quality tables and sentences, for the terminal."""
+    """The mean PSNR of every method and the sentences, for the terminal."""
     shown = list[RichTable | str]()
     for entry in entries:
-        for table in tables(entry):
-            rich = RichTable(title=f"{_title(entry)}: {table.title[0].lower()}{table.title[1:]}", box=box.SIMPLE_HEAD)
-            for index, name in enumerate(table.head):
-                rich.add_column(name, justify="right" if index else "left")
-            for row in table.rows:
-                rich.add_row(*row)
+        for group in dict.fromkeys(method.group for method in entry.methods):
+            rich = RichTable(title=f"{_title(entry)}, {group}: PSNR (dB)", box=box.SIMPLE_HEAD, title_justify="left")
+            rich.add_column("method", no_wrap=True)
+            for setting in entry.settings:
+                rich.add_column(setting.title, justify="right")
+            for method in entry.methods:
+                if method.group == group:
+                    means = (np.mean(entry.values(method.name, setting.name)) for setting in entry.settings)
+                    rich.add_row(method.name, *(f"{value:.2f}" for value in means))
             shown.append(rich)
         shown += [sentence for sentence in sentences(entry) if " failed: " not in sentence]
     return shown
