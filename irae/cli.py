@@ -406,7 +406,9 @@ def degrade(
         Path | None,
         typer.Option("-o", "--output", help="File to write.  [default: NAME.noisy.png, NAME.q30.jpg, NAME.holes.png]"),
     ] = None,
-    kind: Annotated[str, typer.Option("--kind", help="Of the noise: gaussian, varying or poisson.")] = "gaussian",
+    kind: Annotated[
+        str, typer.Option("--kind", help="Of the noise: gaussian, varying, poisson or camera.")
+    ] = "gaussian",
     subsampling: Annotated[str, typer.Option("--subsampling", help="Of the JPEG's chroma.")] = "4:2:0",
     seed: Annotated[int, typer.Option("--seed", help="Another seed, other noise and holes.")] = 0,
     overwrite: OverwriteOption = False,

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from irae.degrade import (
     NOISES,
+    CameraNoise,
     GaussianNoise,
     PoissonGaussianNoise,
     VaryingNoise,
     as_rgb,
+    from_pixels,
     generator_for,
     to_8bit,
+    to_pixels,
 )
+from irae.metrics import psnr
+from tests.test_restorer import Pixels
 
 
 def grey(value: float = 0.5, channels: int = 3) -> torch.Tensor:
@@ -53,3 +60,27 @@ def test_varying_noise_varies_within_its_bounds() -> None:
 def test_grey_becomes_three_equal_channels() -> None:
     assert as_rgb(torch.rand(1, 4, 5)).shape == (3, 4, 5)
     assert as_rgb(torch.rand(2, 3, 4, 5)).shape == (2, 3, 4, 5)
+
+
+@pytest.mark.parametrize("edges", [False, True])
+@pytest.mark.parametrize("phase", [(0, 0), (3, 6), (15, 1)])
+def test_a_camera_without_noise_shows_the_image(photo: Pixels, edges: bool, phase: tuple[int, int]) -> None:
+    clean = from_pixels(photo)
+    camera = replace(CameraNoise.draw(0, generator_for("x")), phase=phase, edges=edges, quality=98)
+    colour = torch.tensor([0.8, 0.4, 0.1]).view(3, 1, 1).expand(3, 40, 50)
+    assert (camera(colour, generator_for("x")).image - colour).abs().max() < 0.02
+    plain = replace(camera, sharpening=0.0)(clean, generator_for("x"))
+    assert psnr(to_pixels(plain.image), photo) > 30
+    assert plain.target is not None and torch.equal(plain.target, clean)
+    sharper = replace(camera, sharpening=0.5)(clean, generator_for("x")).target
+    assert sharper is not None and sharper.diff().abs().mean() > 1.1 * clean.diff().abs().mean()
+
+
+def test_camera_noise_is_correlated_between_pixels_and_channels() -> None:
+    def correlation(first: torch.Tensor, second: torch.Tensor) -> float:
+        return float(torch.corrcoef(torch.stack((first.flatten(), second.flatten())))[0, 1])
+
+    camera = replace(CameraNoise.draw(20, generator_for("x")), sharpening=0.0)
+    noise = camera(grey(), generator_for("x")).image - 0.5
+    assert correlation(noise[..., 1:], noise[..., :-1]) > 0.2
+    assert correlation(noise[0], noise[1]) > 0.2

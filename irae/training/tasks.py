@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,8 +13,18 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from irae.conditions import fill_holes, jpeg_condition, noise_condition
-from irae.degrade import NOISES, GaussianNoise, as_rgb, generator_for, to_8bit
-from irae.jpeg import JpegTables, encode_jpeg, standard_tables
+from irae.degrade import (
+    NOISES,
+    CameraNoise,
+    GaussianNoise,
+    as_rgb,
+    from_pixels,
+    generator_for,
+    through_jpeg,
+    to_8bit,
+    to_pixels,
+)
+from irae.jpeg import JpegTables, standard_tables
 from irae.masks import MASKS, mask_for
 from irae.training.recipe import JpegMix, MaskMix, NoiseMix, Recipe
 
@@ -45,6 +55,7 @@ class Denoising(Task):
     """Noise of several models and levels, told or not."""
 
     LEVELS = (15, 25, 50)
+    CAMERA = (5, 15, 30)
 
     def __init__(self, mix: NoiseMix) -> None:
         self.mix = mix
@@ -57,10 +68,14 @@ class Denoising(Task):
         noisy = to_8bit(degraded.image) if rng.random() < mix.files else degraded.image
         known = rng.random() >= mix.hidden
         cond = noise_condition(degraded.sigma[None] if known else None)[0]
-        return as_rgb(noisy), as_rgb(clean), cond.expand(-1, *clean.shape[-2:])
+        target = clean if degraded.target is None else degraded.target
+        return as_rgb(noisy), as_rgb(target), cond.expand(-1, *clean.shape[-2:])
 
     def trials(self) -> dict[str, Trial]:
-        return {f"psnr_{sigma}": self.trial(sigma) for sigma in self.LEVELS}
+        camera = self.CAMERA if self.mix.shares.get("camera") else ()
+        return {f"psnr_{sigma}": self.trial(sigma) for sigma in self.LEVELS} | {
+            f"psnr_camera{sigma}": self.camera(sigma) for sigma in camera
+        }
 
     @staticmethod
     def trial(sigma: int) -> Trial:
@@ -68,6 +83,17 @@ class Denoising(Task):
 
         def made(name: str, clean: Tensor) -> tuple[Tensor, Tensor]:
             return GaussianNoise(sigma)(clean, generator_for(name)).image[None], noise_condition(sigma)
+
+        return made
+
+    @staticmethod
+    def camera(sigma: int) -> Trial:
+        """The file of a camera that does not sharpen, of which the network is told nothing."""
+
+        def made(name: str, clean: Tensor) -> tuple[Tensor, Tensor]:
+            generator = generator_for(name)
+            noise = replace(CameraNoise.draw(sigma, generator), sharpening=0.0)
+            return noise(clean, generator).image[None], noise_condition(None)
 
         return made
 
@@ -86,7 +112,7 @@ class Decompression(Task):
         if rng.random() < mix.noise:
             level = rng.uniform(0, mix.noise_most) / 255
             clean = clean + level * torch.randn(clean.shape, generator=generator)
-        pixels = _to_pixels(clean)
+        pixels = to_pixels(clean)
         damaged = pixels
         if rng.random() < mix.twice:
             top, left = rng.integers(8, size=2)
@@ -98,7 +124,7 @@ class Decompression(Task):
         cond = jpeg_condition(tables, size, size, (top, left)) if known else jpeg_condition(None, size, size, None)
         patch = slice(top, top + size), slice(left, left + size)
         cond = avg_pool2d(cond, 2) if known else cond.expand(-1, -1, size // 2, size // 2)  # as the network would
-        return as_rgb(_to_tensor(damaged[patch])), as_rgb(_to_tensor(pixels[patch])), cond[0]
+        return as_rgb(from_pixels(damaged[patch])), as_rgb(from_pixels(pixels[patch])), cond[0]
 
     def _compress(self, pixels: NDArray[np.uint8], rng: np.random.Generator) -> tuple[NDArray[np.uint8], JpegTables]:
         """The pixels of a random JPEG file, and its tables."""
@@ -106,7 +132,7 @@ class Decompression(Task):
         tables = standard_tables(int(rng.integers(*self.mix.quality, endpoint=True)), sampling, pixels.ndim == 2)
         if rng.random() < self.mix.flattened:
             tables = _flattened(tables, rng.uniform())
-        return _through_jpeg(pixels, tables), tables
+        return through_jpeg(pixels, tables), tables
 
     def trials(self) -> dict[str, Trial]:
         return {f"psnr_q{quality}": self.trial(quality) for quality in self.QUALITIES}
@@ -117,8 +143,8 @@ class Decompression(Task):
         tables = standard_tables(quality)
 
         def made(name: str, clean: Tensor) -> tuple[Tensor, Tensor]:
-            damaged = _through_jpeg(_to_pixels(clean), tables)
-            return _to_tensor(damaged)[None], jpeg_condition(tables, *damaged.shape[:2])
+            damaged = through_jpeg(to_pixels(clean), tables)
+            return from_pixels(damaged)[None], jpeg_condition(tables, *damaged.shape[:2])
 
         return made
 
@@ -155,24 +181,6 @@ TASKS: dict[str, Callable[[Recipe], Task]] = {
     "jpeg": lambda recipe: Decompression(recipe.jpeg),
     "inpaint": lambda recipe: Inpainting(recipe.masks),
 }
-
-
-def _through_jpeg(pixels: NDArray[np.uint8], tables: JpegTables) -> NDArray[np.uint8]:
-    """The pixels of a JPEG file of these pixels, through OpenCV, which is quicker at it than Pillow."""
-    mode = cv2.IMREAD_GRAYSCALE if pixels.ndim == 2 else cv2.IMREAD_COLOR_RGB
-    return np.asarray(cv2.imdecode(np.frombuffer(encode_jpeg(pixels, tables), np.uint8), mode), dtype=np.uint8)
-
-
-def _to_pixels(image: Tensor) -> NDArray[np.uint8]:
-    """An image (1 or 3, H, W) in [0, 1] as pixels (H, W) or (H, W, 3)."""
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
-
-
-def _to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """Pixels (H, W) or (H, W, 3) as an image (1 or 3, H, W) in [0, 1]."""
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).float() / 255
-    return image[None] if image.ndim == 2 else image.permute(2, 0, 1)
 
 
 def _known(mask: NDArray[np.bool_]) -> Tensor:
