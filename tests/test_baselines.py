@@ -17,9 +17,10 @@ from irae.models.irae import IRAE, IRAEConfig
 from irae.training.data import PatchBatches, load_training_images
 from irae.training.recipe import Data, Optimiser, RecipeError, Stage, load_recipe
 from irae.training.train import Options, train
-from irae.weights import WeightsError, load_model, load_network, mac_per_pixel, model_facts, save_weights
+from irae.weights import WeightsError, load_model, load_network, mac_per_pixel, model_facts, save_weights, weights_info
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes" / "baselines").glob("*.toml"))
+WEIGHTS = sorted((Path(__file__).parents[1] / "weights" / "baselines").glob("*.safetensors"))
 SMALL = {
     "dncnn": {"depth": 4, "width": 8},
     "ffdnet": {"depth": 4, "width": 8},
@@ -100,6 +101,13 @@ def test_recipes_share_data_and_budget(path: Path) -> None:
     network = build_network(recipe.model)
     assert count(network) == pytest.approx(PARAMETERS.get(path.stem, count(network)), rel=0.01)
     assert 2 * count(network) < 2e6
+
+
+@pytest.mark.parametrize("path", WEIGHTS, ids=lambda path: path.stem)
+def test_shipped_baselines_are_those_of_their_recipes(path: Path) -> None:
+    info, recipe = weights_info(path), load_recipe(RECIPES[0].with_name(f"{path.stem}.toml"))
+    assert info.config == recipe.model and path.stat().st_size < 2e6
+    assert (info.facts["recipe_sha256"], info.facts["steps"]) == (recipe.digest, recipe.steps)
 
 
 @pytest.mark.parametrize("name", BASELINES)
