@@ -26,7 +26,7 @@ from rich.table import Table
 
 from irae.auto import Decision, decide, estimate_jpeg_noise, estimate_noise
 from irae.datasets import image_paths
-from irae.degrade import generator_for
+from irae.degrade import CameraNoise, from_pixels, generator_for, to_pixels
 from irae.images import Picture, read_image
 from irae.jpeg import JpegTables, read_tables
 from irae.metrics import psnr
@@ -44,6 +44,7 @@ KINDS = [
     *("noise 10 JPEG 90", "noise 10 JPEG 75", "noise 25 JPEG 95", "noise 25 JPEG 75", "noise 25 JPEG 50"),
     *(f"PNG of JPEG {quality}" for quality in (10, 30, 50, 75, 90, 95)),
     "PNG of noise 25 JPEG 75",
+    *(f"camera {level}" for level in (5, 10, 15, 30)),
 ]
 
 
@@ -53,6 +54,10 @@ def make(kind: str, image: Pixels, rng: Generator) -> File:
         image = cv2.resize(image, None, fx=2 / 3, fy=2 / 3, interpolation=cv2.INTER_AREA)
     if "grey" in kind:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    if kind.startswith("camera"):
+        generator = generator_for(str(rng.integers(2**32)))
+        noise = CameraNoise.draw(float(kind.split()[-1]), generator)
+        return Picture(to_pixels(noise(from_pixels(image), generator).image)), None
     if sigma := level_of(kind):
         image = np.rint(image + sigma * rng.standard_normal(image.shape)).clip(0, 255).astype(np.uint8)
     if "JPEG" not in kind:
@@ -76,10 +81,12 @@ def reading(picture: Picture, tables: JpegTables | None) -> float:
     return estimate_noise(picture.pixels) if tables is None else estimate_jpeg_noise(picture.pixels, tables.luma)
 
 
-def denoised(restorer: Restorer, pixels: Pixels, decision: Decision) -> Pixels:
+def denoised(restorers: dict[str, Restorer], pixels: Pixels, decision: Decision) -> Pixels:
     """What denoising as decided makes of the pixels; without it the pixels."""
-    sigma = next((step.sigma for step in decision.steps if step.task == "denoise"), None)
-    return pixels if sigma is None else restorer(pixels, Hints(sigma=sigma))
+    for step in decision.steps:
+        if step.task in restorers:
+            pixels = restorers[step.task](pixels, Hints(sigma=step.sigma))
+    return pixels
 
 
 def main(
@@ -89,7 +96,7 @@ def main(
 ) -> None:
     """Print the tables."""
     paths = [path for name in data.split(",") for path in image_paths(name)[:limit]]
-    restorer, decided = Restorer("denoise"), defaultdict(list)
+    restorers, decided = {task: Restorer(task) for task in ("denoise", "photo")}, defaultdict(list)
     qualities, levels, harm = defaultdict(list), defaultdict(list), defaultdict(list)
     chosen = [kind for kind in KINDS if kinds in kind]
     for path in track(paths, console=Console(stderr=True)):
@@ -97,7 +104,7 @@ def main(
         for kind in chosen:
             seed = generator_for(f"{kind}:{path.stem}").initial_seed()
             picture, tables = make(kind, image, np.random.default_rng(seed))
-            decision = decide(picture, tables)
+            decision = decide(picture, tables, photo=restorers["photo"])
             decided[kind].append(decision)
             for step in decision.steps:
                 if step.task == "jpeg" and tables is None and step.quality is not None:
@@ -105,9 +112,9 @@ def main(
             if level_of(kind) and not kind.startswith("PNG"):
                 levels[kind].append(reading(picture, tables))
             if kind.startswith("clean"):
-                harm[kind].append(psnr(denoised(restorer, picture.pixels, decision), picture.pixels))
+                harm[kind].append(psnr(denoised(restorers, picture.pixels, decision), picture.pixels))
     console = Console(width=120)
-    outcomes = ("nothing", "denoise", "jpeg", "jpeg, denoise")
+    outcomes = ("nothing", "denoise", "jpeg", "jpeg, denoise", "photo")
     table = Table(
         "kind", *outcomes, "noise level: mean, RMSE", "quality: median, range", title=f"{len(paths)} files a kind"
     )

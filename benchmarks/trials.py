@@ -21,7 +21,7 @@ from rich.table import Table
 from irae.models.baselines import BaselineConfig
 from irae.training.data import Image, PatchBatches, load_training_images
 from irae.training.recipe import Optimiser, Recipe, Stage, load_recipe
-from irae.training.train import Options, Run, evaluate
+from irae.training.train import Options, Run
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "baselines"
 SETTINGS: dict[str, list[tuple[str, float, str, dict[str, Any]]]] = {  # algorithm, rate, initialisation, options
@@ -94,8 +94,7 @@ def run(recipe: Recipe, batches: PatchBatches, held_out: dict[str, Image]) -> tu
         start = time.process_time()
         training.update(batch)
         seconds += time.process_time() - start
-    metrics = evaluate(training.average.module, held_out, batches.task.trials(), training.device, "bf16")
-    return float(torch.stack(training.losses[-20:]).mean()), seconds / recipe.steps, metrics
+    return float(torch.stack(training.losses[-20:]).mean()), seconds / recipe.steps, training.measure(held_out, batches)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class Task(StrEnum):
 
     auto = "auto"
     denoise = "denoise"
+    photo = "photo"
     jpeg = "jpeg"
     inpaint = "inpaint"
 

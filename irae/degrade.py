@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -133,7 +133,7 @@ class CameraNoise(Noise):
     sharpening: float
     quality: int
 
-    BORDER = 16  # pixels more on each side, for the filters; a period of the JPEG's grid
+    BORDER = 6  # pixels more on each side, which the filters reach
     SLOPE = 0.925  # of linear light against the file's values, at mid grey
 
     @classmethod
@@ -152,7 +152,7 @@ class CameraNoise(Noise):
         )
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> Degraded:
-        above, before = (self.BORDER + at for at in self.phase)
+        above, before = (self.BORDER + (at - self.BORDER) % 16 for at in self.phase)
         rows, columns = slice(above, above + clean.shape[1]), slice(before, before + clean.shape[2])
         image = as_rgb(clean).permute(1, 2, 0).numpy()
         image = np.pad(image, ((above, self.BORDER), (before, self.BORDER), (0, 0)), "symmetric")
@@ -185,6 +185,12 @@ NOISES: dict[str, type[Noise]] = {
     "poisson": PoissonGaussianNoise,
     "camera": CameraNoise,
 }
+
+
+def photographed(clean: Tensor, level: float, name: str) -> Degraded:
+    """A clean image as a camera that does not sharpen writes it, the same every time for an image's name."""
+    generator = generator_for(name)
+    return replace(CameraNoise.draw(level, generator), sharpening=0.0)(clean, generator)
 
 
 def to_8bit(image: Tensor) -> Tensor:

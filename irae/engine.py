@@ -30,6 +30,7 @@ from irae.restorer import (
     pick_precision,
 )
 from irae.runner import Runner
+from irae.weights import installed_weights
 
 Pixels = NDArray[Any]
 
@@ -70,8 +71,9 @@ class Wishes:
             raise OptionError(f"There is no task '{self.task}'; choose one of {', '.join(CHOICES)}.")
         given = {"denoise": self.sigma, "jpeg": self.jpeg_quality, "inpaint": self.mask}
         asked = {task for task, value in given.items() if value is not None}
-        if self.task != "auto" and not asked <= {self.task}:
-            other = min(asked - {self.task})
+        own = "denoise" if self.task == "photo" else self.task
+        if self.task != "auto" and not asked <= {own}:
+            other = min(asked - {own})
             raise OptionError(f"The task '{self.task}' does not take the options of the task '{other}'.")
         if "inpaint" in asked and len(asked) > 1:
             raise OptionError("A mask means inpainting, which takes no noise level and no JPEG quality.")
@@ -171,7 +173,8 @@ class Engine:
         if wishes.consistent and not jpeg:
             raise OptionError("Only the result of a JPEG file can be made consistent with it.")
         if task == "auto" and wishes.sigma is None and wishes.jpeg_quality is None:
-            decision = decide(picture, read_tables(data) if jpeg else None)
+            photo = self.restorer("photo") if "photo" in installed_weights() else None
+            decision = decide(picture, read_tables(data) if jpeg else None, photo=photo)
             needs, found = decision.steps, tuple(decision.found.splitlines())
         else:
             tasks = [t for t, v in (("jpeg", wishes.jpeg_quality), ("denoise", wishes.sigma)) if v is not None]

@@ -33,7 +33,7 @@ from irae.weights import load_model
 
 Pixels = NDArray[Any]
 
-TASKS = ("denoise", "jpeg", "inpaint")
+TASKS = ("denoise", "photo", "jpeg", "inpaint")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", "fp32", *DTYPES)
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -60,7 +60,7 @@ class Hints:
     """What is known of an image beside its pixels; a task takes what concerns it.
 
     Attributes:
-        sigma: denoise: noise level in 8-bit levels, None: blind.
+        sigma: denoise, photo: noise level in 8-bit levels, None: blind.
         tables: jpeg: quantisation tables and subsampling, None: blind.
         grid: jpeg: row and column of the first pixel on the grid of 16 x 16 pixels, None: not known.
         mask: inpaint: (H, W) bool, True where a pixel is missing.
@@ -76,7 +76,7 @@ class Restorer:
     """A network on a device, ready for one image after another.
 
     Args:
-        task: "denoise", "jpeg" or "inpaint"; None: that of the weights.
+        task: of `TASKS`; None: that of the weights.
         model: a network, or weights by name or path; the task's own by default.
         device: "auto", "cpu", "cuda" or "mps".
         precision: "auto", "fp32", "bf16" or "fp16" for the subnets. Auto takes bf16 for 8-bit images where the hardware
@@ -291,7 +291,12 @@ def _inpaint_condition(hints: Hints, device: torch.device, rows: slice, columns:
     return torch.from_numpy(~hints.mask[rows, columns]).to(device, torch.float32)[None, None]
 
 
-CONDITIONS = {"denoise": _denoise_condition, "jpeg": _jpeg_condition, "inpaint": _inpaint_condition}
+CONDITIONS = {
+    "denoise": _denoise_condition,
+    "photo": _denoise_condition,
+    "jpeg": _jpeg_condition,
+    "inpaint": _inpaint_condition,
+}
 
 
 def pick_device(device: str) -> torch.device:

@@ -19,6 +19,7 @@ from irae.weights import save_weights
 SMALL = IRAEConfig(channels=(16,), blocks=(1,), block_options={"subnet": "u", "hidden": 8})
 TASKS = {
     "denoise": SMALL,
+    "photo": replace(SMALL, task="photo"),
     "jpeg": replace(SMALL, task="jpeg", cond=JPEG_CONDITION, stem=True),
     "inpaint": replace(SMALL, task="inpaint", cond=1, keep_known=True, stem=True),
 }

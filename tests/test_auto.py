@@ -12,6 +12,7 @@ from PIL import Image
 from skimage.data import astronaut, coffee
 from skimage.transform import downscale_local_mean
 
+import irae
 from irae.auto import (
     LEAST_GRID,
     Step,
@@ -22,8 +23,11 @@ from irae.auto import (
     estimate_jpeg_noise,
     estimate_noise,
 )
+from irae.degrade import from_pixels, photographed, to_pixels
 from irae.images import Picture, read_image
 from irae.jpeg import JpegTables, encode_jpeg, standard_tables
+from irae.metrics import psnr
+from irae.restorer import Restorer
 
 
 @pytest.fixture(scope="module", params=[astronaut, coffee], ids=lambda image: image.__name__)
@@ -148,3 +152,21 @@ def test_quality_of_tables() -> None:
 
 def test_a_mask_means_inpainting(clean: NDArray[Any]) -> None:
     assert decide(Picture(noisy(clean, 20)), mask=True).steps == (Step("inpaint"),)
+
+
+def test_camera_noise_is_told_from_white_noise(clean: NDArray[Any]) -> None:
+    photo = Restorer("photo")
+    camera = to_pixels(photographed(from_pixels(clean), 20, "x").image)
+    decision = decide(Picture(camera), photo=photo)
+    assert decision.steps == (Step("photo"),) and "camera" in decision.found
+    assert decide(Picture(camera, format="JPEG"), standard_tables(85), photo=photo).steps == (Step("photo"),)
+    assert decide(Picture(camera, format="JPEG"), standard_tables(30), photo=photo).steps[0].task == "jpeg"
+    for image in (clean, noisy(clean, 20), compressed(clean, 80), camera[:9, :9]):
+        assert decide(Picture(image), photo=photo) == decide(Picture(image))
+
+
+def test_a_photograph_is_restored_by_its_own_network(clean: NDArray[Any]) -> None:
+    camera = to_pixels(photographed(from_pixels(clean), 20, "x").image)
+    assert (
+        psnr(irae.restore(camera), clean) > max(psnr(camera, clean), psnr(irae.restore(camera, "denoise"), clean)) + 3
+    )

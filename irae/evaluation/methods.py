@@ -36,7 +36,7 @@ SHIPPED, BUDGET, CLASSICAL, OTHER = "as shipped", "comparison budget", "classica
 REFERENCES = {BUDGET: "irae-budget"}  # the method that the others are compared with; in all other groups "irae"
 SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 BLIND = "-blind"
-CLASSICAL_NAMES = {"denoise": tuple(DENOISERS), "jpeg": (), "inpaint": tuple(INPAINTERS)}
+CLASSICAL_NAMES = {"denoise": tuple(DENOISERS), "jpeg": (), "inpaint": tuple(INPAINTERS), "photo": tuple(DENOISERS)}
 
 
 class EvaluationError(IraeError):
@@ -210,7 +210,7 @@ def _classical(name: str, task: str) -> Method | str:
 
     source = hashlib.sha256(Path(importlib.import_module("irae.classical").__file__ or "").read_bytes()).hexdigest()
     digest = f"{name} {source} skimage {version('scikit-image')} cv2 {cv2.__version__}"
-    return Method(name, CLASSICAL, digest, lambda device: Loaded(denoise if task == "denoise" else inpaint))
+    return Method(name, CLASSICAL, digest, lambda device: Loaded(inpaint if task == "inpaint" else denoise))
 
 
 # ------------------------------------------------------------------------------------- what the user names

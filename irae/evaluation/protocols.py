@@ -15,10 +15,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from irae.degrade import GaussianNoise, generator_for, to_8bit
+from irae.degrade import GaussianNoise, from_pixels, generator_for, photographed, to_8bit
 from irae.errors import IraeError
 from irae.images import read_image
 from irae.jpeg import read_tables
@@ -87,12 +86,13 @@ DEFAULT_SETTINGS = {
     "denoise": tuple(f"sigma{level}{kind}" for kind in ("", "-file") for level in (15, 25, 50)),
     "jpeg": tuple(f"q{quality}{kind}" for kind in ("", "-grey") for quality in (10, 20, 30, 40)),
     "inpaint": tuple(MASKS),
+    "photo": tuple(f"camera{level}" for level in (5, 15, 30)),
 }
-DEFAULT_DATA = {"denoise": "cbsd68", "jpeg": "live1", "inpaint": "cbsd68"}
+DEFAULT_DATA = {"denoise": "cbsd68", "jpeg": "live1", "inpaint": "cbsd68", "photo": "cbsd68"}
 
 
 def find_setting(task: str, name: str) -> Setting:
-    """The setting of a task by its name: "sigma25", "sigma25-file", "q10", "q10-grey" or a mask of `irae.masks`.
+    """The setting of a task by name: "sigma25", "sigma25-file", "q10", "q10-grey", a mask of `irae.masks`, "camera15".
 
     Raises:
         IraeError: there is none of this name.
@@ -109,6 +109,10 @@ def find_setting(task: str, name: str) -> Setting:
             return Setting(task, name, title, lambda _, clean: compressed(clean, quality, grey))
     if task == "inpaint" and name in MASKS:
         return Setting(task, name, name, lambda stem, clean: holed(stem, clean, name))
+    if task == "photo" and (match := re.fullmatch(r"camera(\d+(?:\.\d+)?)", name)):
+        level = float(match[1])
+        if level <= 255:
+            return Setting(task, name, f"camera noise {level:g}", lambda stem, clean: developed(stem, clean, level))
     known = ", ".join(DEFAULT_SETTINGS[task])
     raise IraeError(f"There is no setting '{name}' of the task '{task}'; choose such as {known}.")
 
@@ -124,11 +128,15 @@ def is_setting(task: str, name: str) -> bool:
 
 def noisy(stem: str, clean: Image, level: float, file: bool) -> Case:
     """Gaussian noise of a level, in float, or as in an 8-bit file."""
-    image = torch.from_numpy(clean).float() / 255
-    image = image[None] if clean.ndim == 2 else image.permute(2, 0, 1)
-    damaged = GaussianNoise(level)(image, generator_for(stem)).image
+    damaged = GaussianNoise(level)(from_pixels(clean), generator_for(stem)).image
     damaged = (to_8bit(damaged) if file else damaged).permute(1, 2, 0)
     return Case(clean, damaged.numpy().reshape(clean.shape), Hints(sigma=level))
+
+
+def developed(stem: str, clean: Image, level: float) -> Case:
+    """A photograph by a camera that does not sharpen; a method may be told the root mean square of the damage."""
+    found = photographed(from_pixels(clean), level, stem)
+    return Case(clean, found.image.permute(1, 2, 0).numpy().reshape(clean.shape), Hints(sigma=float(found.sigma)))
 
 
 def compressed(clean: Image, quality: int, grey: bool) -> Case:

@@ -432,7 +432,7 @@ def _data_uri(pixels: Image) -> str:
 
 
 BASELINE_NAMES = {paper.ours for papers in PUBLISHED.values() for paper in papers} - {"", "bm3d"}
-TITLES = {"denoise": "Denoising", "jpeg": "JPEG decompression", "inpaint": "Inpainting"}
+TITLES = {"denoise": "Denoising", "jpeg": "JPEG decompression", "inpaint": "Inpainting", "photo": "Photographs"}
 
 
 def _title(entry: Entry) -> str:

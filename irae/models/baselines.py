@@ -28,7 +28,7 @@ class BaselineConfig:
 
     Attributes:
         network: a name registered in `BASELINES`.
-        task: what the weights are for: "denoise", "jpeg" or "inpaint".
+        task: what the weights are for: "denoise", "photo", "jpeg" or "inpaint".
         cond: condition channels of the task, see `IRAEConfig`; a blind network is given them too, and leaves them.
         options: further arguments of the network's class (depth, width ...).
         init: of all convolutions: a name in `INITS`; that of the network's class by default.

@@ -28,7 +28,7 @@ class IRAEConfig:
     """All that builds an IRAE; stored in the header of its weights.
 
     Attributes:
-        task: what the weights are for: "denoise", "jpeg" or "inpaint".
+        task: what the weights are for: "denoise", "photo", "jpeg" or "inpaint".
         block: a name registered in `irae.models.blocks.BLOCKS`.
         block_options: further arguments of the block (subnet, hidden, depth ...).
         channels: channels of each stream at each level, from the image down. One entry: one scale; more: a U, each
@@ -41,8 +41,8 @@ class IRAEConfig:
         mixing: an orthogonal 1x1 mixing after each block.
         lifted: True: a = 0, b = [S(y), 0] (two-step blocks: a = b). False: the bijective setting of the paper,
             [a, b] = S(y) with nothing added, so `channels[0]` must be half of the squeezed image's channels.
-        cond: condition channels. For "denoise" 2: noise level / 255, and 1 where it is known. For "jpeg" see
-            `irae.jpeg.jpeg_condition`. For "inpaint" 1: the mask, 1 where a pixel is known.
+        cond: condition channels. For "denoise" and "photo" 2: noise level / 255, and 1 where it is known. For "jpeg"
+            see `irae.conditions.jpeg_condition`. For "inpaint" 1: the mask, 1 where a pixel is known.
         keep_known: the condition is the mask of known pixels, and these come out as they went in. One level, lifted by
             "unshuffle", additive or affine couplings without mixing.
         image_channels: channels of the image.

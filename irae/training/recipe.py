@@ -172,6 +172,7 @@ class Recipe:
         noise, jpeg, masks: how patches are damaged, one for each task; that of the model's task counts.
         seed: of initialisation and all sampling.
         memory_free: rebuild activations in the backward pass instead of keeping them.
+        start: weights, by name or path, that the training starts from; random ones by default.
         digest: sha256 of the file.
     """
 
@@ -185,6 +186,7 @@ class Recipe:
     optimiser: Optimiser = Optimiser()
     seed: int = 0
     memory_free: bool = False
+    start: str = ""
     digest: str = ""
 
     def __post_init__(self) -> None:

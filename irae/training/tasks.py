@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,11 +14,11 @@ from torch.nn.functional import avg_pool2d
 from irae.conditions import fill_holes, jpeg_condition, noise_condition
 from irae.degrade import (
     NOISES,
-    CameraNoise,
     GaussianNoise,
     as_rgb,
     from_pixels,
     generator_for,
+    photographed,
     through_jpeg,
     to_8bit,
     to_pixels,
@@ -55,7 +54,6 @@ class Denoising(Task):
     """Noise of several models and levels, told or not."""
 
     LEVELS = (15, 25, 50)
-    CAMERA = (5, 15, 30)
 
     def __init__(self, mix: NoiseMix) -> None:
         self.mix = mix
@@ -72,10 +70,7 @@ class Denoising(Task):
         return as_rgb(noisy), as_rgb(target), cond.expand(-1, *clean.shape[-2:])
 
     def trials(self) -> dict[str, Trial]:
-        camera = self.CAMERA if self.mix.shares.get("camera") else ()
-        return {f"psnr_{sigma}": self.trial(sigma) for sigma in self.LEVELS} | {
-            f"psnr_camera{sigma}": self.camera(sigma) for sigma in camera
-        }
+        return {f"psnr_{sigma}": self.trial(sigma) for sigma in self.LEVELS}
 
     @staticmethod
     def trial(sigma: int) -> Trial:
@@ -86,14 +81,18 @@ class Denoising(Task):
 
         return made
 
+
+class Developing(Denoising):
+    """The same, measured on what cameras make of noise."""
+
+    LEVELS = (5, 15, 30)
+
     @staticmethod
-    def camera(sigma: int) -> Trial:
+    def trial(sigma: int) -> Trial:
         """The file of a camera that does not sharpen, of which the network is told nothing."""
 
         def made(name: str, clean: Tensor) -> tuple[Tensor, Tensor]:
-            generator = generator_for(name)
-            noise = replace(CameraNoise.draw(sigma, generator), sharpening=0.0)
-            return noise(clean, generator).image[None], noise_condition(None)
+            return photographed(clean, sigma, name).image[None], noise_condition(None)
 
         return made
 
@@ -178,6 +177,7 @@ class Inpainting(Task):
 
 TASKS: dict[str, Callable[[Recipe], Task]] = {
     "denoise": lambda recipe: Denoising(recipe.noise),
+    "photo": lambda recipe: Developing(recipe.noise),
     "jpeg": lambda recipe: Decompression(recipe.jpeg),
     "inpaint": lambda recipe: Inpainting(recipe.masks),
 }

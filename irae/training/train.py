@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 import os
@@ -29,9 +30,10 @@ from irae.training.data import Batch, Image, PatchBatches, load_training_images
 from irae.training.muon import Muon
 from irae.training.recipe import LOSSES, Optimiser, Recipe, RecipeError
 from irae.training.tasks import Trial
-from irae.weights import save_weights
+from irae.weights import load_network, save_weights
 
 HOLDOUT_CROP = 256
+STATISTICS = 50  # batches that batch normalisation's statistics are taken from
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def train(recipe: Recipe, folder: Path, root: Path | None = None, options: Optio
             bar.update(task, completed=run.step)
             late = time.monotonic() > deadline
             if run.step % options.every == 0 or run.step == recipe.steps or late:
-                metrics = evaluate(run.average.module, held_out, batches.task.trials(), run.device, options.precision)
+                metrics = run.measure(held_out, batches)
                 bar.update(task, quality="  ".join(f"{key} {value:.2f} dB" for key, value in metrics.items()))
                 run.save(metrics)
                 if not bar.console.is_terminal:
@@ -109,11 +111,14 @@ class Run:
         self.device = torch.device(options.device)
         torch.manual_seed(recipe.seed)
         self.model = build_network(recipe.model, recipe.memory_free)
+        if recipe.start:
+            start = load_network(recipe.start)
+            if dataclasses.replace(start.config, task=recipe.model.task) != recipe.model:
+                raise RecipeError(f"The weights {recipe.start} are of another network than the recipe's.")
+            self.model.load_state_dict(start.state_dict())
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.model, dynamic=False) if options.compile else self.model
-        normed = any(isinstance(m, nn.BatchNorm2d) for m in self.model.modules())  # statistics go with weights
-        decay = get_ema_multi_avg_fn(recipe.optimiser.average)
-        self.average = AveragedModel(self.model, multi_avg_fn=decay, use_buffers=normed)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimiser.average))
         self.optimisers = make_optimisers(self.model, recipe.optimiser)
         self.step = 0
         self.seconds = 0.0
@@ -151,6 +156,24 @@ class Run:
         self.losses.append(loss.detach())
         self.step += 1
         self.seconds += time.monotonic() - start
+
+    def measure(self, held_out: dict[str, Image], batches: PatchBatches) -> dict[str, float]:
+        """Mean PSNR in dB of the averaged weights on held-out images, for each trial of the task."""
+        model = self.average.module
+        self._take_statistics(model, batches)
+        return evaluate(model, held_out, batches.task.trials(), self.device, self.options.precision)
+
+    @torch.no_grad()
+    def _take_statistics(self, model: nn.Module, batches: PatchBatches) -> None:
+        """Give batch normalisation the statistics of these weights; those of a training lag behind averaged weights."""
+        layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the mean over all batches
+        for index in range(min(STATISTICS, len(batches)) if layers else 0):
+            batch = batches[index].to(self.device)
+            with autocast(self.device, self.options.precision):
+                model.train()(batch.damaged, batch.cond)
 
     def save(self, metrics: dict[str, float]) -> None:
         """Write log, weights and checkpoint, each atomically; the checkpoint last.

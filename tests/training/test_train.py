@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from irae.images import Picture, write_image
+from irae.models.baselines import BaselineConfig
 from irae.models.irae import IRAE
 from irae.training.data import PatchBatches, load_training_images
 from irae.training.muon import Muon, orthogonalise
 from irae.training.recipe import Data, MaskMix, NoiseMix, Optimiser, Recipe, RecipeError, Stage, load_recipe
 from irae.training.tasks import TASKS, Denoising
 from irae.training.train import Options, make_optimisers, train
-from irae.weights import installed_weights, load_model, weights_info
+from irae.weights import installed_weights, load_model, load_network, weights_info
 from tests.conftest import SMALL
 from tests.conftest import TASKS as MODELS
 
@@ -169,3 +170,30 @@ def test_a_bad_recipe_is_one_sentence(tmp_path: Path, content: str) -> None:
     (tmp_path / "recipe.toml").write_text(content)
     with pytest.raises(RecipeError, match=r"recipe\.toml"):
         load_recipe(tmp_path / "recipe.toml")
+
+
+def test_batch_normalisation_has_the_statistics_of_the_averaged_weights(folder: Path) -> None:
+    model = BaselineConfig("dncnn", options={"depth": 4, "width": 8})
+    made = recipe(folder, model=model, steps=30, optimiser=Optimiser(lr=0.1, average=0.9, algorithm="sgd"))
+    train(made, folder / "run", options=Options(precision="fp32", workers=0))
+    network = load_network(folder / "run" / "tiny.safetensors")
+    batches = PatchBatches(made, load_training_images(made.data)[0])
+    layer = next(part for part in network.modules() if isinstance(part, torch.nn.BatchNorm2d))
+    seen: list[torch.Tensor] = []
+    layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        for step in range(made.steps):
+            network(batches[step].damaged, batches[step].cond)
+    means = torch.stack([values.mean((0, 2, 3)) for values in seen]).mean(0)
+    torch.testing.assert_close(layer.running_mean, means, rtol=0.02, atol=0.01)
+
+
+def test_a_training_starts_from_weights(folder: Path, weights_file: Path) -> None:
+    made = recipe(folder, start=str(weights_file), optimiser=Optimiser(lr=1e-9))
+    train(made, folder / "run", options=Options(precision="fp32", workers=0))
+    start, end = (load_model(path).state_dict() for path in (weights_file, folder / "run" / "tiny.safetensors"))
+    for name, values in start.items():
+        torch.testing.assert_close(end[name], values, rtol=1e-3, atol=1e-6)
+    other = recipe(folder, start=str(weights_file), model=dataclasses.replace(SMALL, blocks=(3,)))
+    with pytest.raises(RecipeError, match="another network"):
+        train(other, folder / "other", options=Options(precision="fp32", workers=0))
