@@ -33,8 +33,8 @@ LEAST_NOISE_IN_JPEG = 9.0  # one in 20 clean ones, shrunk to half, reads more; l
 LEAST_GRID = 8.0  # those without a grid score 2.9 at most, quality 98 with noise below at least 16
 LIGHT_QUALITY = 95  # what the training photographs have themselves
 MOST_MISFIT = 0.6  # nats a coefficient: libjpeg's tables rarely lack more than 0.5, flatter ones mostly 0.7 to 4
-LEAST_CAMERA = 3.6  # 5 of 1,719 clean ones read more and are as correlated; those with camera noise of level 10 do
-LEAST_CORRELATION = 0.45  # of camera noise 0.45 to 0.65, of white noise under a JPEG of 75 or better mostly less
+LEAST_CAMERA = 1.75  # level times correlation: 7 of 1,719 clean ones read more, all with camera noise of level 15 do
+LEAST_CORRELATION = 0.4  # of camera noise 0.44 to 0.69, of white noise under a JPEG of 75 or better mostly less
 LEAST_CAMERA_QUALITY = 65  # cameras write finer JPEGs
 LEAST_VALUES = 50  # of a frequency, to tell its step
 DETAIL_DECAY = 4.0  # of its variance with frequency; 6 is no better
@@ -142,7 +142,7 @@ def decide(
         place = f"the {picture.format}, which was a JPEG once (blocks begin at row {row}, column {column})"
     if photo is not None and (found_grid is None or like.quality >= LEAST_CAMERA_QUALITY):
         left = residue(picture.pixels, photo)
-        if left.level >= LEAST_CAMERA and left.correlation >= LEAST_CORRELATION:
+        if left.level * left.correlation >= LEAST_CAMERA and left.correlation >= LEAST_CORRELATION:
             noise = f"level {left.level:.1f} or more, correlation of neighbours {left.correlation:.2f}"
             return Decision((Step("photo"),), f"Noise as a camera makes it found ({noise}): restoring a photograph.")
     if found_grid is not None:
