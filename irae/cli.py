@@ -514,7 +514,7 @@ def evaluate(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report and its cache.")] = Path(
         "report"
     ),
-    task: Annotated[str, typer.Option("--task", help="Commas between.")] = "denoise,jpeg,inpaint",
+    task: Annotated[str, typer.Option("--task", help="Of denoise, jpeg, inpaint, photo.")] = "denoise,jpeg,inpaint",
     data: Annotated[
         str, typer.Option("--data", help="Image sets by name, or folders; commas between.  [default: the task's own]")
     ] = "",
