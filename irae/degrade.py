@@ -25,7 +25,7 @@ class Degraded:
     """A damaged image and how badly it is damaged.
 
     Attributes:
-        image: (C, H, W), neither clipped nor rounded.
+        image: (C, H, W), neither clipped nor rounded, but where a camera did that.
         sigma: (1, H, W) or (1, 1, 1), standard deviation of the noise in 8-bit levels.
         target: (C, H, W), what the image would be without the damage, where that is not the clean image.
     """
