@@ -177,8 +177,8 @@ def restore(
 ) -> None:
     """Restore images: PHOTO.png gives PHOTO.restored.png beside it, FOLDER gives FOLDER.restored/.
 
-    Noise, JPEG compression and, with a mask, holes. Without options each file gets what it needs, and one that needs
-    nothing stays as it is.
+    Noise, also that of cameras, JPEG compression and, with a mask, holes. Without options each file gets what it needs,
+    and one that needs nothing stays as it is.
 
     A folder of results keeps a journal: the same command again goes on where a run was stopped, tries again what
     failed, and does again only what changed.
