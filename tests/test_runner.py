@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -100,9 +99,9 @@ def test_the_shape_fits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("irae.runner.free_memory", lambda *_, free=free: free)
         assert LEAST_TILE <= choose_shape(CPU).tile <= tile and choose_shape(CPU).batch == 1
     monkeypatch.setattr("irae.runner.free_memory", lambda *_: 64 << 30)
-    assert astuple(choose_shape(torch.device("cuda")))[:2] == (1024, 4)
+    assert choose_shape(torch.device("cuda")) == Shape(1024, 4, window=2048)
     monkeypatch.setattr("irae.runner.free_memory", lambda *_: 6 << 30)
-    assert astuple(choose_shape(torch.device("cuda")))[:2] == (1024, 1)
+    assert choose_shape(torch.device("cuda")) == Shape(1024, 1, window=1254)
 
 
 @pytest.mark.parametrize("free", [1 << 20, 1 << 30, 4 << 30, 64 << 30])
