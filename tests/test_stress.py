@@ -35,7 +35,7 @@ def originals() -> list[bytes]:
     return [*files, palette.getvalue()]
 
 
-@settings(max_examples=20_000, deadline=5000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=130_000, deadline=5000, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), original=st.sampled_from(originals()))
 def test_any_damage_is_read_or_refused(data: st.DataObject, original: bytes) -> None:
     content = bytearray(original)
