@@ -259,18 +259,24 @@ def _webp_header(data: bytes) -> tuple[int, int, bool]:
 
 
 def _read_png(data: bytes, max_pixels: int) -> Picture:
-    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+    width, height, depth, colour, interlaced = struct.unpack_from(">IIBB2xB", data, 16)
     _check_size(width, height, max_pixels)
     chunks = _png_chunks(data)
     if b"acTL" in chunks and int.from_bytes(chunks[b"acTL"][0][:4], "big") > 1:
         raise ImageError("is an animation: save the frame you want as a plain PNG first")
-    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-    _check_png_data(chunks[b"IDAT"], height * (1 + (width * bits + 7) // 8))
     # The decoder gets nothing but the pixels: no orientation, gamma or broken text can get in the way.
     kinds = (b"IHDR", b"PLTE", b"tRNS", b"IDAT") if colour == 3 else (b"IHDR", b"IDAT")
     parts = [part for kind in kinds if kind in chunks for part in _png_chunk(kind, *chunks[kind])]
     core = b"".join([_PNG_START, *parts, *_png_chunk(b"IEND")])
-    samples = _opencv_samples(core) if depth == 16 else _pillow_samples(_pillow_image(core, "PNG"))
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    expected = height * (1 + (width * bits + 7) // 8)
+    if depth == 16:
+        _check_png_data(chunks[b"IDAT"], expected)
+        samples = _opencv_samples(core)
+    else:
+        samples = _pillow_samples(_pillow_image(core, "PNG"))
+        if depth < 8 or colour == 3 or interlaced or not samples[-1].any():  # Pillow leaves black what is missing
+            _check_png_data(chunks[b"IDAT"], expected)
     samples = samples.reshape(height, width, -1)
     if colour == 4:
         samples = samples[..., [0, -1]]  # OpenCV repeats the grey three times
@@ -304,7 +310,7 @@ def _png_chunk(kind: bytes, *bodies: bytes) -> list[bytes]:
 
 
 def _check_png_data(bodies: list[bytes], expected: int) -> None:
-    """Refuse pixel data that ends too early, which OpenCV decodes in silence."""
+    """Refuse pixel data that ends too early, which the decoders take in silence."""
     inflater, size = zlib.decompressobj(), 0
     for body in bodies:
         for at in range(0, len(body), 1 << 16):  # in pieces, to hold little of the result at a time

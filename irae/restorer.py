@@ -328,7 +328,8 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    trim_threshold, mmap_max = -1, -4  # malloc.h
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # malloc.h
+    mallopt(arena_max, 1)  # those of other threads give memory back all the same
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
 
