@@ -26,7 +26,7 @@ RADIUS = 3  # of the neighbourhood that OpenCV's methods look at, in pixels
 # 15, 25 and 50 on held-out training images (`python benchmarks/classical.py`).
 NLM_STRENGTH = 0.5
 TV_STRENGTH = 0.8
-OPENCV_STRENGTH = 0.6
+OPENCV_STRENGTH, OPENCV_STRENGTH_GREY = 0.6, 0.9
 
 
 def telea(image: Image, mask: Mask) -> Image:
@@ -97,10 +97,12 @@ def wavelet(image: Noisy, sigma: float) -> Noisy:
     return np.asarray(denoise_wavelet(clipped, sigma=sigma / 255, method="BayesShrink", **options), np.float32)
 
 
-def opencv_means(image: Noisy, sigma: float, strength: float = OPENCV_STRENGTH) -> Noisy:
+def opencv_means(image: Noisy, sigma: float, strength: float | None = None) -> Noisy:
     """Non-local means by OpenCV, in colour on CIELAB; it takes 8 bits, so the image is clipped and rounded first.
-    Arguments and shape: `non_local_means`.
+    Arguments and shape: `non_local_means`; the strength is by default the best for grey or for colour.
     """
+    if strength is None:
+        strength = OPENCV_STRENGTH_GREY if image.ndim == 2 else OPENCV_STRENGTH
     pixels, h = np.rint(image.clip(0, 1) * 255).astype(np.uint8), strength * sigma
     if image.ndim == 2:
         result = cv2.fastNlMeansDenoising(pixels, None, h, 7, 21)

@@ -205,7 +205,7 @@ def as_rgb(image: Tensor) -> Tensor:
 
 def generator_for(name: str, seed: int = 0) -> torch.Generator:
     """The random generator that belongs to an image's name, so that every model sees the same noise on it."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 

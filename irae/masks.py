@@ -140,7 +140,7 @@ def mask_for(name: str, kind: str, height: int, width: int, seed: int = 0) -> Ma
 
     Shape: (H, W).
     """
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
     return MASKS[kind](height, width, np.random.default_rng(int.from_bytes(digest, "big")))
 
 

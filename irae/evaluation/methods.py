@@ -6,6 +6,9 @@ import copy
 import hashlib
 import importlib
 import importlib.util
+import os
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -16,6 +19,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from irae.classical import DENOISERS, INPAINTERS, missing_package
@@ -34,8 +38,10 @@ Restore = Callable[[Case], NDArray[Any]]
 
 SHIPPED, BUDGET, CLASSICAL, OTHER = "as shipped", "comparison budget", "classical", "given by the user"
 REFERENCES = {BUDGET: "irae-budget"}  # the method that the others are compared with; in all other groups "irae"
+OWN_NAMES = {"irae", "irae-blind", "irae-budget", "irae-budget-blind"}
 SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 BLIND = "-blind"
+SEED = re.compile(r"-seed\d+$")
 CLASSICAL_NAMES = {"denoise": tuple(DENOISERS), "jpeg": (), "inpaint": tuple(INPAINTERS), "photo": tuple(DENOISERS)}
 
 
@@ -105,7 +111,7 @@ def _find(name: str, task: str) -> Method | str:
         return Method(name, CLASSICAL, name, lambda device: Loaded(lambda case: case.damaged))
     if name in DENOISERS or name in INPAINTERS:
         return _classical(name, task)
-    if Path(name).suffix in SUFFIXES:
+    if Path(name).suffix.lower() in SUFFIXES:
         return _from_file(Path(name), task)
     if ":" in name:
         return _from_function(name)
@@ -113,13 +119,13 @@ def _find(name: str, task: str) -> Method | str:
     if stem == "irae":
         if task not in installed_weights():
             return f"irae has no weights for the task '{task}': train them with `irae train recipes/{task}.toml`."
-        return _from_weights(name, installed_weights()[task], task, SHIPPED)
+        return _from_weights(name, installed_weights()[task], task, SHIPPED, name.endswith(BLIND))
     if stem == "irae-budget" or stem in BASELINES:
         network = stem.removesuffix("-budget")
         path = _baseline_weights(f"{network}-{task}")
         if path is None:
             return _how_to_train(name, network, task)
-        return _from_weights(name, path, task, BUDGET)
+        return _from_weights(name, path, task, BUDGET, name.endswith(BLIND))
     known = ", ".join(dict.fromkeys(name for task in CONDITIONS for name in default_names(task)))
     raise EvaluationError(
         f"There is no method '{name}'; choose of {known}, a weights file ({', '.join(SUFFIXES)}) or module:function."
@@ -146,15 +152,14 @@ def _how_to_train(name: str, network: str, task: str) -> str:
 # ------------------------------------------------------------------------------------- networks of this project
 
 
-def _from_weights(name: str, path: Path, task: str, group: str) -> Method:
+def _from_weights(name: str, path: Path, task: str, group: str, blind: bool = False) -> Method | str:
     info = weights_info(path)
     if info.config.task != task:
-        raise EvaluationError(f"{printable(path)} is for the task '{info.config.task}', not '{task}'.")
-    blind = name.endswith(BLIND)
+        return f"{printable(path)} is for the task '{info.config.task}', not '{task}'."
 
     def load(device: torch.device) -> Loaded:
         network = load_network(path)
-        if group == SHIPPED and isinstance(network, IRAE):  # as `irae restore` runs it
+        if group != BUDGET and isinstance(network, IRAE):  # as `irae restore` runs it
             restorer = Restorer(task, network, device.type, "fp32")
             return Loaded(lambda case: restorer(case.damaged, told(case, blind).hints), restorer.model)
         network = copy.deepcopy(network).to(device) if device.type != "cpu" else network
@@ -216,27 +221,32 @@ def _classical(name: str, task: str) -> Method | str:
 # ------------------------------------------------------------------------------------- what the user names
 
 
-def _from_file(path: Path, task: str) -> Method:
-    """Weights of this project, or through spandrel of anyone's."""
+def _from_file(path: Path, task: str) -> Method | str:
+    """Weights of this project, or through spandrel of anyone's. One of several seeds is at the comparison budget."""
     if not path.is_file():
         raise EvaluationError(f"There is no weights file {printable(path)}.")
-    if path.suffix == ".safetensors":
-        try:
-            return _from_weights(path.stem, path, task, BUDGET)
-        except EvaluationError:
-            raise
-        except IraeError:
-            pass  # not of this project
+    if path.stem in OWN_NAMES:
+        raise EvaluationError(f"'{path.stem}' names another method: rename {printable(path)}.")
+    if path.suffix.lower() == ".safetensors" and _of_this_project(path):
+        return _from_weights(path.stem, path, task, BUDGET if SEED.search(path.stem) else OTHER)
     spandrel = _spandrel()
 
     def load(device: torch.device) -> Loaded:
         try:
             model = spandrel.ModelLoader(device=device).load_from_file(str(path))
         except Exception as error:  # it raises nearly anything on unknown files
-            raise EvaluationError(f"spandrel cannot read {printable(path)}: {_one_line(error)}") from error
+            raise EvaluationError(f"spandrel cannot read {printable(path)}: {one_line(error)}") from error
         return Loaded(lambda case: _through_spandrel(model, case), model.model)
 
     return Method(path.stem, OTHER, hashlib.sha256(path.read_bytes()).hexdigest(), load)
+
+
+def _of_this_project(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format", "").startswith("irae")
+    except SafetensorError:
+        return True  # damaged: reading it will say so
 
 
 def _spandrel() -> Any:
@@ -245,7 +255,7 @@ def _spandrel() -> Any:
     except Exception as error:  # a torchvision of another torch fails in many ways
         raise EvaluationError(
             "Weights of other projects are read by spandrel, which needs a torchvision that fits torch: "
-            f"pip install 'irae[spandrel]' ({_one_line(error)})"
+            f"pip install 'irae[spandrel]' ({one_line(error)})"
         ) from error
 
 
@@ -271,21 +281,27 @@ def _through_spandrel(model: Any, case: Case) -> NDArray[np.float32]:
 def _from_function(name: str) -> Method:
     """`module:function`, called as function(damaged, hints): see `Case`; it returns the image as `Restore` says."""
     module_name, _, function_name = name.partition(":")
+    if os.getcwd() not in sys.path:  # the command alone would not look there
+        sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
         function = getattr(module, function_name)
-    except Exception as error:  # the module is anyone's
-        raise EvaluationError(f"The method '{name}' cannot be imported: {_one_line(error)}") from error
+    except (Exception, SystemExit) as error:  # the module is anyone's
+        raise EvaluationError(f"The method '{name}' cannot be imported: {one_line(error)}") from error
     if not callable(function):
         raise EvaluationError(f"'{name}' is no function.")
     source = Path(module.__file__ or "")
     digest = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else name
 
     def call(case: Case) -> NDArray[Any]:
-        return np.asarray(function(case.damaged.copy(), case.hints))
+        result = np.asarray(function(case.damaged.copy(), copy.deepcopy(case.hints)))
+        if result.dtype.kind == "f" and np.nanmax(result, initial=0) > 4:
+            raise EvaluationError("The result is float and far above 1: return float in [0, 1], or uint8.")
+        return result
 
     return Method(name, OTHER, f"{name} {digest}", lambda device: Loaded(call))
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The kind and text of an error, in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -99,7 +99,7 @@ def find_setting(task: str, name: str) -> Setting:
     """
     if task == "denoise" and (match := re.fullmatch(r"sigma(\d+(?:\.\d+)?)(-file)?", name)):
         level, file = float(match[1]), bool(match[2])
-        if level <= 255:
+        if 0 < level <= 255:
             title = f"noise level {level:g}{', 8-bit file' if file else ''}"
             return Setting(task, name, title, lambda stem, clean: noisy(stem, clean, level, file))
     if task == "jpeg" and (match := re.fullmatch(r"q(\d+)(-grey)?", name)):
@@ -184,4 +184,4 @@ def rounded(image: NDArray[Any]) -> Image:
 
 def image_digest(stem: str, clean: Image) -> str:
     """sha256 of an image's name and pixels: all that its damage depends on."""
-    return hashlib.sha256(f"{stem} {clean.shape} ".encode() + clean.tobytes()).hexdigest()
+    return hashlib.sha256(f"{stem} {clean.shape} ".encode(errors="surrogateescape") + clean.tobytes()).hexdigest()

@@ -25,10 +25,11 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich import box
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 import irae
-from irae.evaluation.methods import BLIND, BUDGET, CLASSICAL, Method
+from irae.evaluation.methods import BUDGET, CLASSICAL, OWN_NAMES, Method, one_line
 from irae.evaluation.protocols import DEFINITIONS, Image, Setting, rounded
 from irae.evaluation.published import PUBLISHED, UNDERTRAINED
 from irae.evaluation.runner import Costs, Entry
@@ -36,6 +37,7 @@ from irae.evaluation.statistics import Mean, Paired, mean, paired
 from irae.images import read_image, write_bytes
 
 CROP = 128  # pixels a side
+FEW = 10  # images; with fewer, bootstrap intervals are too narrow for a verdict
 SHOWN = 2  # images that the reference loses most on, and as many that it wins most on
 INK = "#0a0b0c"  # of plots; becomes the page's own colour
 MEASURES = ("psnr", "ssim", "psnr_b", "psnr_holes")
@@ -78,9 +80,14 @@ class Section:
 def write_report(entries: Sequence[Entry], folder: Path, command: Sequence[str], device: str) -> list[Path]:
     """Write `report.html`, `report.md`, `results.json` and `results.csv` into a folder: their paths."""
     facts = provenance(command, device)
-    sections = [
-        Section(_title(entry), tables(entry), sentences(entry), plots(entry), crops(entry, device)) for entry in entries
-    ]
+    sections = []
+    for entry in entries:
+        pictures, said = list[Crop](), sentences(entry)
+        try:
+            pictures = crops(entry, device)
+        except Exception as error:  # a method that worked before; the scores are worth a report without pictures
+            said.append(f"There are no crops: {one_line(error)}")
+        sections.append(Section(_title(entry), tables(entry), said, plots(entry), pictures))
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         Path(__file__).with_name("report.html.j2").read_text()
     )
@@ -91,7 +98,7 @@ def write_report(entries: Sequence[Entry], folder: Path, command: Sequence[str],
         "results.csv": as_csv(entries),
     }
     for name, text in contents.items():
-        write_bytes(folder / name, text.encode(), overwrite=True)
+        write_bytes(folder / name, text.encode(errors="backslashreplace"), overwrite=True)  # file names may be anything
     return [folder / name for name in contents]
 
 
@@ -186,7 +193,7 @@ def difference(entry: Entry, method: Method, setting: Setting) -> Paired | None:
 
 def published_table(entry: Entry) -> Table:
     """What papers report on this data set, ours beside it."""
-    rows, names = [], [method.name for method in entry.methods]
+    rows, names = [], [method.name for method in entry.methods if len(entry.paths) == entry.in_set]
     papers = PUBLISHED.get(entry.data, ())
     settings = [setting for setting in entry.settings if any(setting.name in paper.psnr for paper in papers)]
     for paper in papers:
@@ -208,6 +215,8 @@ def published_table(entry: Entry) -> Table:
         "PSNR in dB as papers report it; in brackets what the network of that name reaches here, flagged where it is "
         f"more than {UNDERTRAINED:g} dB behind its paper: it is not trained as far as it goes."
     )
+    if not names:
+        note += f" {len(entry.paths)} of the {entry.in_set} images are no comparison, so nothing is in brackets."
     return Table("Published figures", note, head, rows)
 
 
@@ -225,33 +234,48 @@ def cost_table(entry: Entry) -> Table:
         if any(values):
             rows.append([method.name, *values])
     height, width = read_image(entry.paths[0]).pixels.shape[:2]
-    note = (
-        f"Each method in a process of its own, on an image of {width} x {height} pixels, float32: median of three "
-        "runs; memory beyond what the process held before."
-    )
+    note = f"In the setting '{entry.settings[0].title}'."
+    if any(costs.seconds for costs in entry.costs.values()):
+        note += (
+            f" Each method in a process of its own, on an image of {width} x {height} pixels, float32: median of three "
+            "runs; memory beyond what the process held before."
+        )
     return Table("Work, time and memory", note, ["method", "parameters", "MAC/pixel", "s/Mpx", "MB"], rows)
 
 
 def sentences(entry: Entry) -> list[str]:
     """Where a reference loses, what failed, and what is not installed."""
+    rivals = [method for method in entry.methods if is_rival(method) and method.name != "input"]
+    compared = [method for method in rivals if difference(entry, method, entry.settings[0])]
     lost = [
         f"{method.name} ({setting.title}: {pair.difference.value:+.2f} dB)"
-        for method in entry.methods
+        for method in compared
         for setting in entry.settings
-        if not method.name.startswith("irae")
-        and (pair := difference(entry, method, setting))
-        and pair.difference.low > 0
+        if (pair := difference(entry, method, setting)) and pair.difference.low > 0
     ]
-    compared = any(difference(entry, method, entry.settings[0]) for method in entry.methods)
-    found = [f"The invertible network loses, beyond the 95 % interval, to: {'; '.join(lost)}."] if lost else []
-    if compared and not lost:
-        found.append("The invertible network loses nowhere beyond the 95 % interval.")
+    found = list[str]()
+    if compared and len(entry.paths) < FEW:
+        found.append(f"{len(entry.paths)} images are too few for intervals: no verdict.")
+    elif lost:
+        found.append(f"The invertible network loses, beyond the 95 % interval, to: {'; '.join(lost)}.")
+    elif compared:
+        names = ", ".join(method.name for method in compared)
+        found.append(f"The invertible network loses nowhere beyond the 95 % interval, against {names}.")
+    for method in rivals:
+        if method not in compared:
+            found.append(f"{method.name} is compared with nothing, as {method.reference} was not run.")
     for method in entry.methods:
         steps, of_steps = method.facts.get("steps"), method.facts.get("of_steps")
         if steps and of_steps and steps < of_steps:
             found.append(f"{method.name} is trained {steps} of {of_steps} steps only.")
     found += [f"{name} failed: {error}" for name, error in entry.failed.items()]
+    found += [f"What {name} costs could not be measured: {error}" for name, error in entry.unmeasured.items()]
     return found + entry.absent
+
+
+def is_rival(method: Method) -> bool:
+    """Whether a method is no IRAE of this project."""
+    return method.name not in OWN_NAMES and not re.fullmatch(r"irae-\w+-seed\d+", method.name)
 
 
 def terminal_tables(entries: Iterable[Entry]) -> list[RichTable | str]:
@@ -259,14 +283,16 @@ def terminal_tables(entries: Iterable[Entry]) -> list[RichTable | str]:
     shown = list[RichTable | str]()
     for entry in entries:
         for group in dict.fromkeys(method.group for method in entry.methods):
-            rich = RichTable(title=f"{_title(entry)}, {group}: PSNR (dB)", box=box.SIMPLE_HEAD, title_justify="left")
+            rich = RichTable(
+                title=escape(f"{_title(entry)}, {group}: PSNR (dB)"), box=box.SIMPLE_HEAD, title_justify="left"
+            )
             rich.add_column("method", no_wrap=True)
             for setting in entry.settings:
                 rich.add_column(setting.title, justify="right")
             for method in entry.methods:
                 if method.group == group:
                     means = (np.mean(entry.values(method.name, setting.name)) for setting in entry.settings)
-                    rich.add_row(method.name, *(f"{value:.2f}" for value in means))
+                    rich.add_row(escape(method.name), *(f"{value:.2f}" for value in means))
             shown.append(rich)
         shown += [sentence for sentence in sentences(entry) if " failed: " not in sentence]
     return shown
@@ -363,7 +389,7 @@ def _plot(points: Sequence[tuple[float, float, Method]], x_label: str, y_label: 
             mine = np.array([(x, y) for x, y, method in points if method.group == group])
             axes.scatter(mine[:, 0], mine[:, 1], s=22, label=group)
         for x, y, method in points:
-            axes.annotate(method.name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8)
+            axes.annotate(method.name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8, parse_math=False)
         axes.set(xscale="log", xlabel=x_label, ylabel=y_label)
         axes.margins(x=0.2)
         axes.grid(alpha=0.25)
@@ -380,7 +406,8 @@ def crops(entry: Entry, device: str) -> list[Crop]:
     networks = [method for method in entry.methods if method.group != CLASSICAL]
     references = [method for method in networks if method.name == method.reference]
     setting = _typical(entry)
-    rivals = [method for method in networks if not method.name.removesuffix(BLIND).startswith("irae")]
+    names = [method.name for method in references]
+    rivals = [method for method in networks if is_rival(method) and method.reference in names]
     rivals = rivals or [m for m in entry.methods if m.group == CLASSICAL and m.name != "input"]
     if not references or not rivals:
         return []
@@ -392,12 +419,12 @@ def crops(entry: Entry, device: str) -> list[Crop]:
     order = np.argsort(gains, kind="stable")
     picks = dict.fromkeys([*order[:SHOWN], *order[::-1][:SHOWN]])
     shown = [method for method in entry.methods if method in (*networks, rival) or method.name == "input"]
-    loaded = {method.name: method.load(torch.device(device)) for method in shown}
     made = []
+    loaded = {method.name: method.load(torch.device(device)) for method in shown}
     for index in picks:
         path = entry.paths[index]
         case = setting.damage(path.stem, read_image(path).pixels)
-        results = {name: rounded(method.restore(case)) for name, method in loaded.items()}
+        results = {method.name: rounded(loaded[method.name].restore(case)) for method in shown}
         sign = 1 if gains[index] < 0 else -1
         part = _where(sign * (_error(results[reference.name], case.clean) - _error(results[rival.name], case.clean)))
         panels = [("clean", _data_uri(case.clean[part]))]
@@ -436,7 +463,7 @@ TITLES = {"denoise": "Denoising", "jpeg": "JPEG decompression", "inpaint": "Inpa
 
 
 def _title(entry: Entry) -> str:
-    return f"{TITLES[entry.task]}, {entry.data if entry.data in PUBLISHED else Path(entry.data).name}"
+    return f"{TITLES[entry.task]}, {Path(entry.data).resolve().name}"
 
 
 def _typical(entry: Entry) -> Setting:
@@ -453,12 +480,13 @@ def _number(value: float | None, format: str) -> str:
 
 
 def _interval(found: Mean) -> str:
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]" if found.n > 1 else f"{found.value:.2f}"
 
 
 def _difference(pair: Paired) -> str:
     found = pair.difference
-    return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}], {pair.wins}/{pair.images}"
+    interval = f" [{found.low:+.2f}, {found.high:+.2f}]" if found.n > 1 else ""
+    return f"{found.value:+.2f}{interval}, {pair.wins}/{pair.images}"
 
 
 def _line(cells: Sequence[str]) -> str:

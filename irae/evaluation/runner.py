@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from irae.datasets import image_paths
 from irae.errors import printable
 from irae.evaluation import speed
-from irae.evaluation.methods import EvaluationError, Loaded, Method, default_names, find_method
+from irae.evaluation.methods import EvaluationError, Loaded, Method, default_names, find_method, one_line
 from irae.evaluation.protocols import (
     DEFAULT_DATA,
     DEFAULT_SETTINGS,
@@ -94,6 +95,8 @@ class Entry:
         costs: by method.
         absent: sentences on methods that are not installed.
         failed: by method, the sentence of its error.
+        unmeasured: the same for its costs.
+        in_set: images of the whole set.
     """
 
     task: str
@@ -105,6 +108,8 @@ class Entry:
     costs: dict[str, Costs] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    unmeasured: dict[str, str] = field(default_factory=dict)
+    in_set: int = 0
 
     def values(self, method: str, setting: str, measure: str = "psnr") -> list[float]:
         """The scores of a method over the images, in their order."""
@@ -116,12 +121,16 @@ class Cache:
 
     def __init__(self, path: Path) -> None:
         self.path, self.known = path, dict[str, dict[str, Any]]()
-        for line in path.read_text().splitlines() if path.is_file() else ():
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        for line in text.splitlines():
             try:
                 entry = json.loads(line)
                 self.known[entry["key"]] = entry["values"]
             except (ValueError, TypeError, KeyError):
                 continue  # not written to its end
+        if text and not text.endswith("\n"):
+            with path.open("a") as file:
+                file.write("\n")
 
     def get(self, *parts: object) -> dict[str, Any] | None:
         """The values kept for these parts."""
@@ -148,17 +157,19 @@ def run(request: Request, folder: Path, tick: Tick = lambda done, total, what: N
     for task in request.tasks or ("",):
         if task not in DEFAULT_SETTINGS:
             raise EvaluationError(f"There is no task '{task}'; choose of {', '.join(DEFAULT_SETTINGS)}.")
-    pairs = [(task, data) for task in request.tasks for data in request.data or (DEFAULT_DATA[task],)]
+    pairs = [(task, data) for task in dict.fromkeys(request.tasks) for data in request.data or (DEFAULT_DATA[task],)]
     entries = [_prepare(task, data, request) for task, data in pairs]
     if not any(entry.methods for entry in entries):
         raise EvaluationError(" ".join(["Nothing can be compared.", *entries[0].absent]))
+    for entry in entries:
+        for path in entry.paths:
+            _check(entry, path, read_image(path).pixels)
     make_folder(folder)
     cache = Cache(folder / CACHE)
     total = sum(len(entry.paths) * len(entry.settings) * len(entry.methods) for entry in entries)
     done = 0
     for entry in entries:
         images = {path.stem: read_image(path).pixels for path in entry.paths}
-        _check(entry, images)
         entry.settings = _distinct(entry.settings, images)
         for method in list(entry.methods):
 
@@ -169,22 +180,27 @@ def run(request: Request, folder: Path, tick: Tick = lambda done, total, what: N
 
             try:
                 _score(entry, method, images, cache, request.device, advance)
-                entry.costs[method.name] = _costs(entry, method, images, cache, request)
-            except Exception as error:  # one broken method leaves the others
+            except (Exception, SystemExit) as error:  # one broken method leaves the others
                 entry.methods.remove(method)
-                entry.failed[method.name] = " ".join(f"{type(error).__name__}: {error}".split())
+                entry.failed[method.name] = one_line(error)
+                continue
+            try:
+                entry.costs[method.name] = _costs(entry, method, images, cache, request)
+            except Exception as error:  # its scores stand
+                entry.unmeasured[method.name] = one_line(error)
     return entries
 
 
 def _prepare(task: str, data: str, request: Request) -> Entry:
     """What is to be done of a task on a data set; nothing is computed yet."""
     settings = [find_setting(task, name) for name in _own_settings(task, request) or DEFAULT_SETTINGS[task]]
-    paths = image_paths(data, request.root)[: request.limit or None]
+    in_set = image_paths(data, request.root)
+    paths = in_set[: request.limit or None]
     if not paths:
         raise EvaluationError(f"{printable(data)} holds no images.")
     if len({path.stem for path in paths}) < len(paths):
         raise EvaluationError(f"{printable(data)} holds images of the same name: noise is seeded by the name.")
-    entry = Entry(task, data, paths, settings, [])
+    entry = Entry(task, data, paths, settings, [], in_set=len(in_set))
     for name in dict.fromkeys((*(request.models or default_names(task)), *request.baselines)):
         method = find_method(name, task)
         if isinstance(method, str):
@@ -199,7 +215,7 @@ def _prepare(task: str, data: str, request: Request) -> Entry:
 def _own_settings(task: str, request: Request) -> list[str]:
     """The settings asked for that belong to a task; refuses those that belong to no task asked for."""
     own = list[str]()
-    for name in request.settings:
+    for name in dict.fromkeys(request.settings):
         fits = [other for other in request.tasks if is_setting(other, name)]
         if not fits:
             find_setting(task, name)
@@ -208,13 +224,11 @@ def _own_settings(task: str, request: Request) -> list[str]:
     return own
 
 
-def _check(entry: Entry, images: dict[str, Image]) -> None:
-    for path in entry.paths:
-        pixels = images[path.stem]
-        if pixels.dtype != "uint8":
-            raise EvaluationError(f"{printable(path)} has 16 bits: the protocol is for 8-bit images.")
-        if min(pixels.shape[:2]) < (16 if entry.task == "jpeg" else NEEDED):
-            raise EvaluationError(f"{printable(path)} is too small to be scored.")
+def _check(entry: Entry, path: Path, pixels: NDArray[Any]) -> None:
+    if pixels.dtype != "uint8":
+        raise EvaluationError(f"{printable(path)} has 16 bits: the protocol is for 8-bit images.")
+    if min(pixels.shape[:2]) < (16 if entry.task == "jpeg" else NEEDED):
+        raise EvaluationError(f"{printable(path)} is too small to be scored.")
 
 
 def _distinct(settings: list[Setting], images: dict[str, Image]) -> list[Setting]:
@@ -247,17 +261,18 @@ def _score(
 
 def _costs(entry: Entry, method: Method, images: dict[str, Image], cache: Cache, request: Request) -> Costs:
     setting, image = entry.settings[0].name, next(iter(images.values()))
-    work = cache.get(method.digest, entry.task, "work")
+    channels = image.shape[2:]
+    work = cache.get(method.digest, entry.task, "work", setting, channels)
     if work is None:
         loaded = method.load(torch.device(request.device))
         network = loaded.network
         parameters = None if network is None else sum(parameter.numel() for parameter in network.parameters())
-        work = {"parameters": parameters, "macs": speed.macs(loaded, entry.task, setting)}
-        cache.put(work, method.digest, entry.task, "work")
+        work = {"parameters": parameters, "macs": speed.macs(loaded, entry.task, setting, channels)}
+        cache.put(work, method.digest, entry.task, "work", setting, channels)
     if not request.timing or method.name == "input":
         return Costs(**work)
     threads = torch.get_num_threads()
-    key = method.digest, entry.task, "speed", image.shape, request.device, threads
+    key = method.digest, entry.task, "speed", setting, image.shape, request.device, threads
     found = cache.get(*key)
     if found is None:
         measured = speed.measure_apart(method.spec, entry.task, setting, image, request.device, threads)

@@ -10,12 +10,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from irae.evaluation.methods import EvaluationError, Loaded, Method, find_method
 from irae.evaluation.protocols import Image, find_setting
+from irae.restorer import keep_freed_memory
 
 REPEATS = 3
 
@@ -43,6 +45,8 @@ def measure_apart(name: str, task: str, setting: str, image: Image, device: str,
 def measure(name: str, task: str, setting: str, image: Image, device: str, threads: int) -> Speed:
     """Time and memory of a method on one image."""
     torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    keep_freed_memory()
     method = find_method(name, task)
     if not isinstance(method, Method):
         raise EvaluationError(method)
@@ -58,11 +62,15 @@ def measure(name: str, task: str, setting: str, image: Image, device: str, threa
     return Speed(statistics.median(seconds) / (image.shape[0] * image.shape[1] / 1e6), peak.megabytes)
 
 
-def macs(loaded: Loaded, task: str, setting: str) -> int | None:
-    """Multiply-accumulates a pixel, counted by torch's FlopCounterMode on 128 x 128 pixels; None without a network."""
+def macs(loaded: Loaded, task: str, setting: str, channels: tuple[int, ...]) -> int | None:
+    """Multiply-accumulates a pixel, counted by torch's FlopCounterMode on 128 x 128 pixels; None without a network.
+
+    Args:
+        channels: of the images, (3,), or () for grey ones.
+    """
     if loaded.network is None:
         return None
-    case = find_setting(task, setting).damage("macs", np.full((128, 128, 3), 128, np.uint8))
+    case = find_setting(task, setting).damage("macs", np.full((128, 128, *channels), 128, np.uint8))
     with FlopCounterMode(display=False) as counter:
         loaded.restore(case)
     return round(counter.get_total_flops() / 2 / 128**2)
