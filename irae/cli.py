@@ -596,10 +596,10 @@ def probe(
     patch: Annotated[int, typer.Option("--patch", min=1, help="Side of the patches in pixels.")] = 16,
     sigma: Annotated[float, typer.Option("--sigma", help="Noise level of the input in 8-bit levels.")] = 25.0,
     precision: Annotated[
-        float, typer.Option("--precision", help="A layer is read through noise of 1 / this of its standard deviation.")
+        float, typer.Option("--precision", help="A layer is read through noise of 1 / this of its deviation.")
     ] = 255.0,
     quick: Annotated[bool, typer.Option("--quick", help="A look in less than a minute; intervals are wide.")] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Of all that is random.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of all that is random.")] = 0,
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Try all instruments on cases with known answers, and nothing else.")
     ] = False,
@@ -640,12 +640,13 @@ def probe(
         failed = sum(not outcome.passed for outcome in outcomes)
         out.print(f"{len(outcomes) - failed} of {len(outcomes)} within tolerance, {seconds:.0f} s")
         raise typer.Exit(1 if failed else 0)
+    written = probing.write_report(reports, settings, output, shlex.join(["irae", *sys.argv[1:]]), seconds)
     for report in reports:
         for part in probing.shown(report):
             out.print(probing.rich_table(report, part))
     for note in probing.notes(reports, settings):
         out.print(note, markup=False)
-    for path in probing.write_report(reports, settings, output, shlex.join(["irae", *sys.argv[1:]]), seconds):
+    for path in written:
         out.print(f"Written: {printable(path)}", markup=False)
 
 

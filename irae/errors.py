@@ -12,3 +12,8 @@ class IraeError(ValueError):
 def printable(path: str | PathLike[str]) -> str:
     """A path as it can be shown: quoted where it holds line breaks or bytes that are no text."""
     return str(path) if str(path).isprintable() else repr(str(path))
+
+
+def one_line(error: BaseException) -> str:
+    """The kind and text of an error, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

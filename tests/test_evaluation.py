@@ -48,6 +48,18 @@ def broken(damaged: NDArray[Any], hints: Hints) -> NDArray[Any]:
     raise RuntimeError("it fell\napart")
 
 
+def tires(damaged: NDArray[Any], hints: Hints) -> NDArray[Any]:
+    """Fails from its third image on, when the scores are made and the crops are drawn."""
+    SEEN.append(damaged)
+    if len(SEEN) > 2:
+        raise RuntimeError("enough for today")
+    return damaged
+
+
+def in_255(damaged: NDArray[Any], hints: Hints) -> NDArray[Any]:
+    return np.asarray(damaged * 255, np.float32)
+
+
 def wrong_size(damaged: NDArray[Any], hints: Hints) -> NDArray[Any]:
     return damaged[1:]
 
@@ -136,6 +148,16 @@ def test_a_broken_method_fails_alone_and_a_perfect_one_is_infinite(folder: Path,
     assert json.loads((tmp_path / "report" / "results.json").read_text())["tasks"][0]["failed"]
 
 
+def test_a_report_without_crops_is_one_all_the_same(folder: Path, tmp_path: Path) -> None:
+    request = Request(("denoise",), (str(folder),), ("irae",), (f"{HERE}:tires", f"{HERE}:in_255"), ("sigma25",))
+    (entry,) = run(replace(request, timing=False), tmp_path)
+    assert "in [0, 1]" in entry.failed[f"{HERE}:in_255"]
+    report.write_report([entry], tmp_path, ["irae", "evaluate"], "cpu")
+    text = (tmp_path / "report.md").read_text()
+    assert "enough for today" in text and f"| {HERE}:tires |" in text
+    assert "2 images are too few for intervals" in text and "loses" not in text
+
+
 def test_what_was_scored_is_not_scored_again(folder: Path, tmp_path: Path) -> None:
     request = Request(("denoise",), (str(folder),), ("input",), (f"{HERE}:perfect",), ("sigma25",), timing=False)
     ticks: list[tuple[int, int, str]] = []
@@ -147,6 +169,8 @@ def test_what_was_scored_is_not_scored_again(folder: Path, tmp_path: Path) -> No
     run(replace(request, baselines=(f"{HERE}:perfect", f"{HERE}:again")), tmp_path)
     assert len(SEEN) == 4  # one more method costs only itself
     assert all(np.array_equal(a, b) for a, b in zip(SEEN[:2], SEEN[2:], strict=True))  # and sees the same noise
+    run(replace(request, baselines=(f"{HERE}:perfect", f"{HERE}:again")), tmp_path)
+    assert len(SEEN) == 4  # also the one that was written after the broken line
     write_image(folder / "a.png", Picture(CLEAN[64, 80, 3][::-1]), overwrite=True)
     run(request, tmp_path)
     assert len(SEEN) == 5

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from irae.classical import DENOISERS, INPAINTERS, missing_package
 from irae.conditions import fill_holes
 from irae.degrade import as_rgb
-from irae.errors import IraeError, printable
+from irae.errors import IraeError, one_line, printable
 from irae.evaluation.protocols import Case, rounded
 from irae.models.baselines import BASELINES, Network
 from irae.models.irae import IRAE
@@ -300,8 +300,3 @@ def _from_function(name: str) -> Method:
         return result
 
     return Method(name, OTHER, f"{name} {digest}", lambda device: Loaded(call))
-
-
-def one_line(error: BaseException) -> str:
-    """The kind and text of an error, in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())

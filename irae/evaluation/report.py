@@ -29,7 +29,8 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 import irae
-from irae.evaluation.methods import BUDGET, CLASSICAL, OWN_NAMES, Method, one_line
+from irae.errors import one_line
+from irae.evaluation.methods import BUDGET, CLASSICAL, OWN_NAMES, Method
 from irae.evaluation.protocols import DEFINITIONS, Image, Setting, rounded
 from irae.evaluation.published import PUBLISHED, UNDERTRAINED
 from irae.evaluation.runner import Costs, Entry

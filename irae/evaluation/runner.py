@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from irae.datasets import image_paths
-from irae.errors import printable
+from irae.errors import one_line, printable
 from irae.evaluation import speed
-from irae.evaluation.methods import EvaluationError, Loaded, Method, default_names, find_method, one_line
+from irae.evaluation.methods import EvaluationError, Loaded, Method, default_names, find_method
 from irae.evaluation.protocols import (
     DEFAULT_DATA,
     DEFAULT_SETTINGS,

@@ -31,6 +31,7 @@ MOST_NEIGHBOURS = 4000  # samples for KSG: neighbour counts cost n^2 in many dim
 CLIP = 5.0  # tau of SMILE in nats (Song and Ermon 2020, section 5)
 NEGATIVES = 4096  # held-out samples that are compared with each other: InfoNCE cannot exceed log2 of it
 RESAMPLES = 1000
+LEAST_GROUPS = 5  # for an interval
 
 
 class EstimatorError(IraeError):
@@ -43,18 +44,20 @@ class MutualInformation:
 
     Attributes:
         bits: the estimate.
-        interval: 95 %, by the bootstrap over the samples that are reported on; it tells nothing of the bias.
-        limit: what the estimator cannot exceed with so many samples, in bits.
+        interval: 95 %, by the bootstrap over the samples that are reported on; it tells nothing of the bias. None where
+            they belong to fewer than `LEAST_GROUPS` groups.
+        limit: in bits, what the estimator cannot exceed with so many samples; SMILE should not be trusted beyond it.
         n: samples reported on.
     """
 
     bits: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     limit: float
     n: int
 
     def __str__(self) -> str:
-        return f"{self.bits:.2f} [{self.interval[0]:.2f}, {self.interval[1]:.2f}] bits"
+        interval = f" [{self.interval[0]:.2f}, {self.interval[1]:.2f}]" if self.interval else ""
+        return f"{self.bits:.2f}{interval} bits"
 
 
 Estimator = Callable[..., MutualInformation]
@@ -227,10 +230,12 @@ def _prepare(x: Samples, t: Samples, groups: Groups | None) -> tuple[Samples, Sa
 
 def _bootstrap(
     terms: Samples, value: Callable[[Samples], float], groups: Groups, random: np.random.Generator
-) -> tuple[float, float]:
-    """The 95 % interval of a value of terms (n, k), drawn again by whole groups."""
+) -> tuple[float, float] | None:
+    """The 95 % interval of a value of terms (n, k), drawn again by whole groups; None of too few groups."""
     order = np.argsort(groups, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    if len(members) < LEAST_GROUPS:
+        return None
     resamples = RESAMPLES if len(members) < 10_000 else RESAMPLES // 5
     single = len(members) == len(terms)
     values = []

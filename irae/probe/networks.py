@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
+import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from irae.errors import printable
-from irae.models.baselines import BASELINES, BaselineConfig, Config, build_network, config_class
+from irae.errors import one_line, printable
+from irae.models.baselines import BASELINES, Baseline, BaselineConfig, Config, build_network, config_class
+from irae.models.irae import IRAE
 from irae.probe.taps import ProbeError
 from irae.resources import resource_dir
 from irae.weights import installed_weights, load_network, weights_info
@@ -51,7 +54,7 @@ def find_subject(name: str, seed: int = 0) -> Subject:
         ProbeError: there is none of this name, or it has no weights.
     """
     if ":" in name:
-        return _subject(name, _from_function(name), cond=False)
+        return _from_function(name)
     stem = name.removesuffix(UNTRAINED)
     if stem not in ("irae", *BASELINES) and not Path(name).is_file():
         known = ", ".join(("irae", *BASELINES))
@@ -76,10 +79,11 @@ def find_subject(name: str, seed: int = 0) -> Subject:
     return _subject(name, network)
 
 
-def _subject(name: str, model: nn.Module, cond: bool = True) -> Subject:
-    digest = hashlib.sha256(f"{type(model).__name__} {model}".encode())
+def _subject(name: str, model: nn.Module, source: bytes = b"") -> Subject:
+    digest = hashlib.sha256(f"{type(model).__name__} {model}".encode() + source)
     for value in model.state_dict().values():
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    cond = isinstance(model, (IRAE, Baseline))
     return Subject(name, model, cond, getattr(model, "size_multiple", 1), digest.hexdigest())
 
 
@@ -102,12 +106,17 @@ def _configuration(name: str) -> Config:
     return config_class(values)(**values)
 
 
-def _from_function(name: str) -> nn.Module:
+def _from_function(name: str) -> Subject:
     module_name, _, function_name = name.partition(":")
+    if os.getcwd() not in sys.path:  # the command alone would not look there
+        sys.path.insert(0, os.getcwd())
     try:
-        model = getattr(importlib.import_module(module_name), function_name)()
-    except Exception as error:  # the module is anyone's
-        raise ProbeError(f"{name!r} cannot be called: {type(error).__name__}: {error}.") from error
+        module = importlib.import_module(module_name)
+        model = getattr(module, function_name)()
+    except (Exception, SystemExit) as error:  # the module is anyone's
+        raise ProbeError(f"{name!r} cannot be called: {one_line(error)}.") from error
     if not isinstance(model, nn.Module):
         raise ProbeError(f"{name!r} returns no torch module.")
-    return model.float().eval().requires_grad_(False)
+    source = Path(module.__file__ or "")
+    content = source.read_bytes() if source.is_file() else b""
+    return _subject(name, model.float().eval().requires_grad_(False), content)

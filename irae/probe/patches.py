@@ -112,15 +112,21 @@ def load_images(data: str, root: Path | None = None, most: int = 0) -> list[Tens
     return images
 
 
+def large_enough(images: list[Tensor], side: int) -> list[Tensor]:
+    """The images that hold a patch; raises ProbeError where none does."""
+    large = [image for image in images if min(image.shape[-2:]) >= side]
+    if not large:
+        raise ProbeError(f"No image has {side} x {side} pixels: choose smaller patches or other images.")
+    return large
+
+
 def cut_patches(images: list[Tensor], side: int, count: int, seed: int) -> Patches:
     """Patches at random places, equally many of each image.
 
     Raises:
         ProbeError: no image is large enough.
     """
-    large = [image for image in images if min(image.shape[-2:]) >= side]
-    if not large:
-        raise ProbeError(f"No image has {side} x {side} pixels: choose smaller patches or other images.")
+    large = large_enough(images, side)
     random = np.random.default_rng(seed)
     patches, groups = [], []
     for i in range(count):

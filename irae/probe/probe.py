@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -19,14 +21,14 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor
 
-import irae
+from irae import models
 from irae.conditions import noise_condition
 from irae.images import write_bytes
 from irae.probe.estimators import ESTIMATORS, MutualInformation
 from irae.probe.inverse import recovery
 from irae.probe.jacobian import Local, grams, local, local_by_trace
 from irae.probe.networks import Subject, find_subject
-from irae.probe.patches import EXACT, Patches, Prior, cut_patches, load_images
+from irae.probe.patches import EXACT, Patches, Prior, cut_patches, large_enough, load_images
 from irae.probe.reconstruction import reconstruct
 from irae.probe.taps import Cut, ProbeError, Tapped, TappedIRAE, tapped
 
@@ -80,8 +82,12 @@ class Settings:
         unknown = set(self.instruments) - set(INSTRUMENTS)
         if unknown:
             raise ProbeError(f"There is no instrument {min(unknown)!r}; choose of {', '.join(INSTRUMENTS)}.")
-        if not (self.noise >= 0 and self.precision > 0 and self.side > 0):
-            raise ProbeError("Patches have at least one pixel, noise is not negative, and the precision is positive.")
+        if not (0 <= self.noise < math.inf and 0 < self.precision < math.inf and self.side > 0 and self.seed >= 0):
+            raise ProbeError(
+                "Patches have a pixel at least, noise and seed are not negative, the precision is positive."
+            )
+        if not (self.models and self.instruments):
+            raise ProbeError("Name a network and an instrument at least.")
 
 
 QUICK = {
@@ -131,7 +137,8 @@ class Cache:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         path = self.folder / f"{digest[:32]}.json"
         if path.is_file():
-            return json.loads(path.read_text())
+            with contextlib.suppress(ValueError):  # a damaged one is made again
+                return json.loads(path.read_text())
         value = make()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_bytes(path, json.dumps(value).encode(), overwrite=True)
@@ -171,8 +178,10 @@ class Bench:
         self.patches: Patches = cut_patches(images, side, settings.samples, seed)
         self.noisy = self.patches.noisy(settings.noise, seed)
         self.examples = torch.from_numpy(np.random.default_rng(seed).permutation(settings.samples)[: settings.spectra])
-        size = PICTURE if all(min(image.shape[-2:]) >= PICTURE for image in images[:1]) else side
-        self.picture = cut_patches(images[:1], size, 1, seed).noisy(settings.noise, seed)
+        first = large_enough(images, side)[:1]
+        size = PICTURE if min(first[0].shape[-2:]) >= PICTURE and PICTURE % side == 0 else side
+        self.picture = cut_patches(first, size, 1, seed).noisy(settings.noise, seed)
+        self.some = self.noisy[:: max(1, settings.samples // 256)][:256]  # of all images
         self.digest = hashlib.sha256(self.noisy.numpy().tobytes()).hexdigest()
 
 
@@ -202,9 +211,9 @@ class Probe:
         sigmas = {}
         for name, layer in self.layers.items():
             yield f"{name}, its size"
-            cut = self._cut(self.bench.noisy[:256], name)
+            cut = self._cut(self.bench.some, name)
             layer.size = " + ".join("x".join(map(str, part.shape[1:])) for part in cut.whole)
-            sigmas[name] = {part: self._sigma(name, _of(cut, part)) for part in PARTS}
+            sigmas[name] = {part: self._sigma(name, cut, part) for part in PARTS}
             for part in PARTS:
                 layer.values[part]["sigma"] = sigmas[name][part]
         if "inverse" in self.settings.instruments:
@@ -219,7 +228,7 @@ class Probe:
 
     def _inverse(self) -> None:
         if isinstance(self.network, TappedIRAE):
-            levels = (self.bench.noisy[:64].clamp(0, 1) * 255).round() / 255
+            levels = (self.bench.some[::4].clamp(0, 1) * 255).round() / 255
             for name, found in recovery(self.network, levels):
                 if name in self.layers:
                     self.layers[name].values["whole"]["inverse"] = asdict(found)
@@ -234,7 +243,7 @@ class Probe:
                     found[name][part].append(Local(**parts[part]))
         for name, parts in found.items():
             for part in PARTS:
-                self.layers[name].values[part]["jacobian"] = self._summary(parts[part])
+                self.layers[name].values[part]["jacobian"] = self._summary(name, parts[part])
 
     def _spectra(self, i: int, sigmas: dict[str, dict[str, float]]) -> dict[str, dict[str, Values]]:
         """Layer -> part -> the figures at patch i."""
@@ -253,7 +262,7 @@ class Probe:
             for part in PARTS:
                 same = part if layer.waits else "whole"
                 values = self._cached("jacobian", f"{name} {same}", self._traces, name, same, sigmas[name][same])
-                layer.values[part]["jacobian"] = self._summary([Local(**one) for one in values])
+                layer.values[part]["jacobian"] = self._summary(name, [Local(**one) for one in values])
 
     def _traces(self, name: str, part: str, sigma: float) -> list[Values]:
         """The figures at each patch."""
@@ -261,7 +270,9 @@ class Probe:
         arguments = name, part == "bare", settings.noise / 255, sigma, settings.lanczos, settings.seed
         return [asdict(one) for one in local_by_trace(self.network, patches, self.bench.prior, *arguments)]
 
-    def _summary(self, found: Sequence[Local]) -> Values:
+    def _summary(self, name: str, found: Sequence[Local]) -> Values:
+        if any(math.isnan(one.input_bits + one.clean_bits + one.lost) for one in found):
+            raise ProbeError(f"The Jacobian of the layer {name!r} of {self.subject.name} is not finite.")
         pixels = self.settings.side**2
         return {
             "input": _mean([one.input_bits / pixels for one in found]),
@@ -292,6 +303,9 @@ class Probe:
                 else:
                     found = self._cached(instrument, what, self._estimate, instrument, cut, part)
                 layer.values[part][instrument] = found
+            if instrument == "reconstruction" and layer.waits:  # a decoder of a part is one of the whole
+                found = [layer.values[part][instrument] for part in PARTS]
+                layer.values["whole"][instrument] = max(found, key=lambda one: float(one["input"]["value"]))
         if not layer.waits:
             layer.values["bare"] = {**layer.values["whole"], **layer.values["bare"]}
 
@@ -325,10 +339,15 @@ class Probe:
         bench, settings = self.bench, self.settings
         layer = torch.cat([tensor.flatten(1) for tensor in _of(cut(), part)], 1)
         half = len(layer) // 2
+        if not layer.var(0).any():
+            nothing = {"value": 0.0, "interval": None, "limit": None, "n": len(layer) - half}
+            return {"input": nothing, "clean": nothing}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             mean = layer[:half].mean(0)
-            _, _, directions = torch.pca_lowrank(layer[:half] - mean, q=COMPONENTS + 4, center=False)
+            _, _, directions = torch.pca_lowrank(
+                layer[:half] - mean, min(COMPONENTS + 4, *layer[:half].shape), center=False
+            )
             t = (layer - mean) @ directions[:, :COMPONENTS]
             t += float(t.var(0).mean().sqrt()) / COARSE * torch.randn_like(t)
         options = {} if instrument == "ksg" else {"steps": settings.estimator_steps}
@@ -349,12 +368,18 @@ class Probe:
             tuple(torch.cat(parts) for parts in zip(*(piece.also for piece in pieces), strict=True)),
         )
 
-    def _sigma(self, name: str, parts: Sequence[Tensor]) -> float:
-        """sigma_T: one for all, a fraction of the root mean variance of all elements."""
-        values = torch.cat([part.flatten(1) for part in parts], 1)
+    def _sigma(self, name: str, cut: Cut, part: str) -> float:
+        """sigma_T: one for all, a fraction of the root of all elements' variance for each value of the input.
+
+        For each element of the layer instead, elements that are constant would lower it, and bits would appear where
+        an image is only lifted to more channels; so, nothing changes by constants, copies and rotations.
+        """
+        values = torch.cat([tensor.flatten(1) for tensor in _of(cut, part)], 1)
         if not torch.isfinite(values).all():
             raise ProbeError(f"The layer {name!r} of {self.subject.name} holds values that are not finite.")
-        deviation = float(values.double().var(0).mean().sqrt())
+        deviation = float((values.double().var(0).sum() / self.bench.prior.variances.numel()).sqrt())
+        if deviation == 0 and part == "bare" and cut.also:
+            return 1.0  # whatever it is, nothing is read
         if deviation == 0:
             raise ProbeError(f"The layer {name!r} of {self.subject.name} is constant: it holds no information.")
         return deviation / self.settings.precision
@@ -363,7 +388,7 @@ class Probe:
         values = {key: value for key, value in asdict(self.settings).items() if key not in ("models", "instruments")}
         if instrument != "jacobian" or not self.exact:
             values = {key: value for key, value in values.items() if key not in ("layers", "most")}
-        key = [irae.__version__, self.subject.digest, self.bench.digest, instrument, what, values]
+        key = [_code(), self.subject.digest, self.bench.digest, instrument, what, values]
         return self.bench.cache.get(key, partial(make, *arguments))
 
 
@@ -383,8 +408,18 @@ def _mean(values: Sequence[float]) -> Values | None:
 def _information(found: MutualInformation, pixels: int = 1) -> Values:
     """As JSON, in bits a pixel where the pixels are given."""
     limit = None if math.isinf(found.limit) else found.limit / pixels
-    low, high = found.interval
-    return {"value": found.bits / pixels, "interval": [low / pixels, high / pixels], "limit": limit, "n": found.n}
+    interval = found.interval and [end / pixels for end in found.interval]
+    return {"value": found.bits / pixels, "interval": interval, "limit": limit, "n": found.n}
+
+
+@functools.cache
+def _code() -> str:
+    """A digest of the code that results depend on."""
+    digest = hashlib.sha256()
+    for place in (Path(__file__).parent, Path(models.__file__).parent):
+        for path in sorted(place.glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _png(image: Tensor) -> str:

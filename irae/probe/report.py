@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 import irae
@@ -37,7 +38,8 @@ HEADS = (
     "recovery error",
 )
 CAUTION = (
-    "With fresh noise at each layer a curve need not fall: an invertible rescaling can raise or lower it. "
+    "With fresh noise at each layer a curve need not fall: an invertible rescaling of some values against others can "
+    "raise or lower it. "
     "What only falls is what cannot be undone at that precision."
 )
 
@@ -137,13 +139,13 @@ def cell(value: dict[str, Any] | None, brief: bool = False) -> str:
 
 def rich_table(report: Report, part: str) -> Table:
     """A network for the terminal; columns without a value are left out."""
-    table = Table(title=f"{report.name}, {TITLES[part]}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=escape(f"{report.name}, {TITLES[part]}"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     lines = rows(report, part, brief=True)
     filled = [i for i in range(len(HEADS)) if any(line[i] for line in lines)]
     for i in filled:
         table.add_column(HEADS[i], justify="right" if i > 1 else "left", overflow="fold")
     for line in lines:
-        table.add_row(*(line[i] for i in filled))
+        table.add_row(*(escape(line[i]) for i in filled))
     return table
 
 
@@ -167,17 +169,28 @@ def notes(reports: Sequence[Report], settings: Settings) -> list[str]:
     """Sentences that the tables need to be understood."""
     lines = [
         f"{settings.side} x {settings.side} patches of {settings.data} with noise of level {settings.noise:g}; bits "
-        f"per pixel, all colours together, of the layer read through noise of 1/{settings.precision:g} of its standard "
-        "deviation, one for the whole layer (rounding to 8 bits has 1/883 of the range).",
+        f"per pixel, all colours together, of the layer read through noise of 1/{settings.precision:g} of the root of "
+        "its whole variance for each value of the input, one for the whole layer, so that constants, copies and "
+        "rotations change nothing (rounding to 8 bits has 1/883 of the range).",
         CAUTION,
-        f"Of input, of clean (image), directions lost: the Jacobian spectrum at {settings.spectra} patches, a "
-        "local approximation and never a bound; 95 % intervals over these patches. Directions are those of natural "
-        "patches.",
     ]
+    found = [layer.values["whole"] for report in reports for layer in report.layers]
+    if "jacobian" in settings.instruments:
+        lines.append(
+            f"Of input, of clean (image), directions lost: the Jacobian spectrum at {settings.spectra} "
+            f"patch{'es' if settings.spectra > 1 else ''}, a local approximation and never a bound; 95 % intervals "
+            "over patches. Directions are those of natural patches."
+        )
+    if any(not values.get("jacobian", {}).get("method", "exact").startswith("exact") for values in found):
+        lines.append(
+            "In patches so large the spectrum is estimated (Lanczos), natural patches are taken to vary independently "
+            "along cosines, and directions are counted softly: one with singular value s is lost by 1 / (1 + s^2)."
+        )
     if "reconstruction" in settings.instruments:
         lines.append(
             f"Decoded: what a small decoder finds, trained on {settings.samples // 2} patches, reported on "
-            f"{settings.samples - settings.samples // 2} of other images; a larger one may find more."
+            f"{settings.samples - settings.samples // 2} others, of other images but for one. A low estimate: a larger "
+            "decoder may find more."
         )
     used = [name for name in ESTIMATORS if name in settings.instruments]
     if used:
@@ -186,11 +199,11 @@ def notes(reports: Sequence[Report], settings: Settings) -> list[str]:
             "components of patch and layer, the layer read through a fourth of their deviation; estimates with the "
             "limits stated in probe.json."
         )
-    if any(layer.values["whole"].get("inverse") for report in reports for layer in report.layers):
+    if any(values.get("inverse") for values in found):
         lines.append(
             "Recovery error: the input from this layer alone, the layers before it run backwards, in 8-bit levels "
-            "after rounding (before it). 0 is a certificate that nothing is lost; all else here is an estimate. The "
-            "output of an IRAE is without the rest, so nothing is certified of it."
+            "after rounding (before it), on 64 patches in float32. 0 certifies that nothing of these is lost; all else "
+            "here is an estimate. The output of an IRAE is without the rest, so nothing is certified of it."
         )
     for report in reports:
         if not report.whole:
@@ -252,7 +265,7 @@ def _plane(reports: Sequence[Report], key: str, caption: str) -> Figure:
         axes.plot(x, y, marker=".", color=f"C{number}", label=report.name, alpha=0.8)
         axes.plot(x[-1:], y[-1:], marker="s", color=f"C{number}")
     axes.set(xlabel="of the noisy input, bits per pixel", ylabel="of the clean image, bits per pixel")
-    axes.set_title(f"Information plane ({key}, whole cuts; square: output)", fontsize="medium")
+    axes.set_title(f"Information plane ({key}; square: output)", fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.supxlabel(caption, fontsize="x-small")

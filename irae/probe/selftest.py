@@ -24,6 +24,7 @@ from irae.probe.taps import HookedNetwork, TappedIRAE
 from irae.probe.truth import Task, channel_bits, czyz_tasks, gaussian_channel, layer_tasks
 
 SIGMA = 0.25  # through which the layers below are read
+FINE = 1 / 255  # and that of a probe
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,13 @@ def deficient(channels: int = 4, rank: int = 2) -> Tensor:
     return torch.randn(channels, rank, generator=generator) @ torch.randn(rank, channels, generator=generator) / rank
 
 
-def layers() -> dict[str, tuple[nn.Module, float, float]]:
+def layers(sigma: float = SIGMA) -> dict[str, tuple[nn.Module, float, float]]:
     """Name -> a layer on white patches (4, 4, 4), its local information at (z, -z) in bits, its directions lost."""
-    each, matrix = channel_bits(np.ones(1), SIGMA), deficient()
+    each, matrix = channel_bits(np.ones(1), sigma), deficient()
     values = torch.linalg.svdvals(matrix.double()).square().numpy()
     return {
         "half of the channels dropped": (linear_layer(torch.eye(4)[:2]), 32 * each, 32),
-        "1x1 convolution of half rank": (linear_layer(matrix), 16 * channel_bits(values, SIGMA), 32),
+        "1x1 convolution of half rank": (linear_layer(matrix), 16 * channel_bits(values, sigma), 32),
         "2x2 max-pooling": (nn.MaxPool2d(2), 16 * each, 48),
         "ReLU": (nn.ReLU(), 32 * each, 32),
         "orthogonal mixing": (Mixing(4), 64 * each, 0),
@@ -130,7 +131,8 @@ def checks() -> Iterator[Check]:
         x, t = task.sample(2, np.random.default_rng(0))
         yield _sampled(task, "ksg", x.shape[1] + t.shape[1] > 2, 0.05, spread=True)  # too low in more dimensions
     for name in ("half of the channels dropped", "orthogonal mixing", "1x1 convolution of half rank"):
-        yield Check(name, "reconstruction", partial(_decoder, name))
+        yield Check(name, "reconstruction", partial(_decoder, name, SIGMA))
+    yield Check("orthogonal mixing, 1/255", "reconstruction", partial(_decoder, "orthogonal mixing", FINE))
     for name in layers():
         yield Check(name, "jacobian", partial(_jacobian, name))
     yield Check("IRAE, each layer", "inverse", _inverse)
@@ -144,6 +146,7 @@ def _sampled(task: Task, instrument: str, lower: bool, share: float, spread: boo
     def run(seed: int) -> list[Outcome]:
         x, t = task.sample(samples, np.random.default_rng(seed))
         found: MutualInformation = ESTIMATORS[instrument](x, t, seed)
+        assert found.interval is not None
         width = (found.interval[1] - found.interval[0]) / 2 if spread else 0.0
         return [Outcome(task.name, instrument, found.bits, task.bits, share * task.bits + width, lower)]
 
@@ -170,15 +173,16 @@ def _jacobian(name: str, seed: int) -> list[Outcome]:
     ]
 
 
-def _decoder(name: str, seed: int) -> list[Outcome]:
-    layer, bits, _ = layers()[name]
+def _decoder(name: str, sigma: float, seed: int) -> list[Outcome]:
+    layer, bits, _ = layers(sigma)[name]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         x = torch.randn(4096, 4, 4, 4)
         t = layer(x)
-    made = reconstruct([t], x, x, np.arange(len(x)), White(4, 4, 4), SIGMA, seed, steps=250)
+    made = reconstruct([t], x, x, np.arange(len(x)), White(4, 4, 4), sigma, seed, steps=250)
     lower = name.startswith("1x1")  # errors are correlated between components, which the sum over them leaves out
-    return [Outcome(name, "reconstruction", made.clean.bits, bits, 0.05 * bits, lower)]
+    case = name if sigma == SIGMA else f"{name}, 1/{1 / sigma:g}"
+    return [Outcome(case, "reconstruction", made.clean.bits, bits, 0.05 * bits, lower)]
 
 
 def _inverse(seed: int) -> list[Outcome]:

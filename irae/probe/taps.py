@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from irae.errors import IraeError
+from irae.errors import IraeError, one_line
 from irae.models.baselines import ARCNN, DnCNN, FFDNet, Twin, UNet
 from irae.models.blocks import AdditiveHalfStep, KeepsKnown, ReadImage, WriteImage
 from irae.models.irae import IRAE
@@ -304,15 +304,23 @@ def tapped(model: nn.Module, cond: Tensor | None, example: Tensor) -> Tapped:
 
 
 def _leaves(model: nn.Module, example: Tensor) -> list[Point]:
-    """All modules without children that run exactly once, in the order in which they do."""
+    """All modules without children that run exactly once and give (N, C, H, W), in the order in which they do."""
     order = list[nn.Module]()
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4:
+            order.append(module)
+
     with contextlib.ExitStack() as stack:
         for module in model.modules():
             if module is not model and not list(module.children()):
-                hook = module.register_forward_hook(lambda module, _, output: order.append(module))
+                hook = module.register_forward_hook(note)
                 stack.callback(hook.remove)
         with torch.no_grad():
-            model(example)
+            try:
+                model(example)
+            except Exception as error:  # the network is anyone's
+                raise ProbeError(f"The network does not take RGB images: {one_line(error)}.") from error
     names = {module: name or type(module).__name__ for name, module in model.named_modules()}
     once = [module for module, count in Counter(order).items() if count == 1]
     return [Point(f"{type(module).__name__} {names[module].replace('.', '/')}", module) for module in once]

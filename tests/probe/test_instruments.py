@@ -11,7 +11,7 @@ from irae.models.irae import IRAE, IRAEConfig
 from irae.probe.jacobian import grams, local, local_by_trace, spectral_sums
 from irae.probe.patches import Cosines, PrincipalComponents, cut_patches
 from irae.probe.reconstruction import component_information
-from irae.probe.selftest import Outcome, White, _decoder, _inverse, _jacobian, layers
+from irae.probe.selftest import FINE, SIGMA, Outcome, White, _decoder, _inverse, _jacobian, layers
 from irae.probe.taps import HookedNetwork, ProbeError, tapped
 
 
@@ -87,14 +87,15 @@ def test_information_by_components_of_correlated_pixels() -> None:
     images, best = x.view(-1, 1, 8, 8), (t @ gain.T).view(-1, 1, 8, 8)
     found = component_information(images, best, PrincipalComponents(images))
     assert found.bits == pytest.approx(truth, rel=0.03)
-    assert found.interval[0] < found.bits < found.interval[1]
+    assert found.interval and found.interval[0] < found.bits < found.interval[1]
     by_pixel = component_information(images, best, White(1, 8, 8))
     assert by_pixel.bits > 1.5 * truth
 
 
 def test_decoder_and_inverse() -> None:
-    (decoded,) = _decoder("half of the channels dropped", 0)
-    assert decoded.passed, decoded
+    for name, sigma in (("half of the channels dropped", SIGMA), ("orthogonal mixing", FINE)):
+        (decoded,) = _decoder(name, sigma, 0)
+        assert decoded.passed, decoded
     assert _inverse(0)[0].passed
 
 
