@@ -110,18 +110,31 @@ def test_shipped_baselines_are_those_of_their_recipes(path: Path) -> None:
     assert (info.facts["recipe_sha256"], info.facts["steps"]) == (recipe.digest, recipe.steps)
 
 
-@pytest.mark.parametrize("name", BASELINES)
-def test_training_and_weights(name: str, tmp_path: Path, photo: np.ndarray) -> None:
+@pytest.fixture
+def data(tmp_path: Path, photo: np.ndarray) -> Data:
     for folder, shift in (("images", 0), ("holdout", 40)):
         (tmp_path / folder).mkdir()
         write_image(tmp_path / folder / "a.png", Picture(np.roll(photo, shift, axis=1)))
+    return Data(sets=(str(tmp_path / "images"),), holdout=str(tmp_path / "holdout"))
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if "seed" not in path.stem], ids=lambda path: path.stem)
+def test_recipes_take_the_batches_of_their_task(path: Path, data: Data) -> None:
+    recipe = dataclasses.replace(load_recipe(path), data=data, stages=(Stage(1, 2, 32),))
+    batch = PatchBatches(recipe, load_training_images(data)[0])[0]
+    with torch.no_grad():
+        assert build_network(recipe.model)(batch.damaged, batch.cond).shape == batch.clean.shape
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_training_and_weights(name: str, tmp_path: Path, data: Data) -> None:
     recipe = load_recipe(
         next(path for path in RECIPES if path.stem == f"{'arcnn-jpeg' if name == 'arcnn' else name + '-denoise'}")
     )
     recipe = dataclasses.replace(
         recipe,
         model=dataclasses.replace(recipe.model, options=SMALL.get(name, {})),  # type: ignore[arg-type]
-        data=Data(sets=(str(tmp_path / "images"),), holdout=str(tmp_path / "holdout")),
+        data=data,
         stages=(Stage(2, 2, 32),),
     )
     metrics = train(recipe, tmp_path / "run", options=Options(precision="fp32", workers=0))

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from irae.conditions import fill_holes, jpeg_condition, noise_condition
 from irae.degrade import (
@@ -122,8 +121,7 @@ class Decompression(Task):
         top, left = (int(at) for at in (4 * rng.integers(4, size=2) if known else rng.integers(16, size=2)))
         cond = jpeg_condition(tables, size, size, (top, left)) if known else jpeg_condition(None, size, size, None)
         patch = slice(top, top + size), slice(left, left + size)
-        cond = avg_pool2d(cond, 2) if known else cond.expand(-1, -1, size // 2, size // 2)  # as the network would
-        return as_rgb(from_pixels(damaged[patch])), as_rgb(from_pixels(pixels[patch])), cond[0]
+        return as_rgb(from_pixels(damaged[patch])), as_rgb(from_pixels(pixels[patch])), cond[0].expand(-1, size, size)
 
     def _compress(self, pixels: NDArray[np.uint8], rng: np.random.Generator) -> tuple[NDArray[np.uint8], JpegTables]:
         """The pixels of a random JPEG file, and its tables."""
