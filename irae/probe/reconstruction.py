@@ -19,6 +19,7 @@ from irae.probe.estimators import LEAST_GROUPS, EstimatorError, Groups, MutualIn
 from irae.probe.patches import Prior
 
 WIDTH = 24
+REFITTED = 256  # patches, far more pixels than there are weights
 RESAMPLES = 200
 
 
@@ -142,7 +143,8 @@ def reconstruct(
             optimiser.step()
             schedule.step()
         decoder.eval().requires_grad_(False)
-        decoder.refit((read(piece), target[piece]) for piece in torch.arange(half).split(64))
+        spread = torch.arange(0, half, max(1, half // REFITTED))
+        decoder.refit((read(piece), target[piece]) for piece in spread.split(64))
         pieces = [slice(start, start + 256) for start in range(half, len(clean), 256)]
         found = torch.cat([decoder(read(piece)) for piece in pieces])
     channels = clean.shape[1]
