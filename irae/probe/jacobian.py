@@ -221,6 +221,9 @@ def _normal_operator(network: Tapped, patches: Tensor, name: str, bare: bool) ->
             dual = network.cut(forward_ad.make_dual(patches, v.to(patches).contiguous()), name)
             parts = [forward_ad.unpack_dual(part) for part in dual.whole[: len(outputs)]]
             tangents = [torch.zeros_like(p.primal) if p.tangent is None else p.tangent.clone() for p in parts]
-        return torch.autograd.grad(outputs, leaf, tangents, retain_graph=True)[0]
+        pairs = [(output, t) for output, t in zip(outputs, tangents, strict=True) if output.requires_grad]
+        if not pairs:  # the layer is constant
+            return torch.zeros_like(patches)
+        return torch.autograd.grad(*zip(*pairs, strict=True), leaf, retain_graph=True)[0]
 
     return apply

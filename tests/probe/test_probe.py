@@ -89,12 +89,14 @@ def test_report(folder: Path, weights_file: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_large_patches(folder: Path, tmp_path: Path) -> None:
-    """Without a matrix, the input's information is nearly that of its variances, which is in closed form."""
+    """Without a matrix, the input's information is nearly that of its variances, which is in closed form; the lift,
+    which adds nothing but zeros, holds the same.
+    """
     settings = Settings(
         models=("irae-untrained",),
         data=str(folder),
         instruments=("jacobian",),
-        layers=("input",),
+        layers=("input", "lift"),
         **{**SMALL, "side": 32},
     )
     (report,) = run(settings, tmp_path)
@@ -104,7 +106,8 @@ def test_large_patches(folder: Path, tmp_path: Path) -> None:
     variances = probing.Bench(settings, probing.load_images(str(folder)), probing.Cache(tmp_path)).prior.variances
     sigma, noise = report.layers[0].values["whole"]["sigma"], 25 / 255
     truth = float((1 + (variances + noise**2) / sigma**2).log2().sum()) / 2 / 32**2
-    assert found["input"]["value"] == pytest.approx(truth, rel=1e-3)
+    for layer in report.layers:
+        assert layer.values["whole"]["jacobian"]["input"]["value"] == pytest.approx(truth, rel=1e-3)
 
 
 @pytest.mark.parametrize(
