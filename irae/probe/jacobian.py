@@ -221,9 +221,10 @@ def _normal_operator(network: Tapped, patches: Tensor, name: str, bare: bool) ->
             dual = network.cut(forward_ad.make_dual(patches, v.to(patches).contiguous()), name)
             parts = [forward_ad.unpack_dual(part) for part in dual.whole[: len(outputs)]]
             tangents = [torch.zeros_like(p.primal) if p.tangent is None else p.tangent.clone() for p in parts]
-        pairs = [(output, t) for output, t in zip(outputs, tangents, strict=True) if output.requires_grad]
-        if not pairs:  # the layer is constant
+        live = [i for i, output in enumerate(outputs) if output.requires_grad]  # parts may be constant
+        if not live:
             return torch.zeros_like(patches)
-        return torch.autograd.grad(*zip(*pairs, strict=True), leaf, retain_graph=True)[0]
+        found = [outputs[i] for i in live], [tangents[i] for i in live]
+        return torch.autograd.grad(found[0], leaf, found[1], retain_graph=True)[0]
 
     return apply
