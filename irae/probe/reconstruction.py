@@ -19,7 +19,7 @@ from irae.probe.estimators import LEAST_GROUPS, EstimatorError, Groups, MutualIn
 from irae.probe.patches import Prior
 
 WIDTH = 24
-REFITTED = 256  # patches, far more pixels than there are weights
+REFITTED = 65_536  # pixels, far more than there are weights
 RESAMPLES = 200
 
 
@@ -76,8 +76,10 @@ class Decoder(nn.Module):
             gram = gram + features.T @ features
             right = right + features.T @ target.permute(0, 2, 3, 1).flatten(0, 2).double()
         assert isinstance(gram, Tensor) and isinstance(right, Tensor)
-        ridge = 1e-9 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-        weights = torch.linalg.solve(gram + ridge, right).T.float()
+        scale = gram.diagonal().sqrt().clamp_min(1e-12)  # features differ in size by orders, and some are dead
+        ridge = 1e-9 * torch.eye(len(gram), dtype=gram.dtype)
+        weights = (torch.linalg.solve(gram / scale[:, None] / scale + ridge, right / scale[:, None]) / scale[:, None]).T
+        weights = weights.float()
         last = self.curved[-1]
         assert isinstance(last, nn.Conv2d) and last.bias is not None and self.linear.bias is not None
         half = (weights.shape[1] - 1) // 2
@@ -143,7 +145,7 @@ def reconstruct(
             optimiser.step()
             schedule.step()
         decoder.eval().requires_grad_(False)
-        spread = torch.arange(0, half, max(1, half // REFITTED))
+        spread = torch.arange(0, half, max(1, half * clean.shape[-1] ** 2 // REFITTED))
         decoder.refit((read(piece), target[piece]) for piece in spread.split(64))
         pieces = [slice(start, start + 256) for start in range(half, len(clean), 256)]
         found = torch.cat([decoder(read(piece)) for piece in pieces])
