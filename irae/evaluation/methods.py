@@ -6,9 +6,7 @@ import copy
 import hashlib
 import importlib
 import importlib.util
-import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -29,7 +27,7 @@ from irae.errors import IraeError, one_line, printable
 from irae.evaluation.protocols import Case, rounded
 from irae.models.baselines import BASELINES, Network
 from irae.models.irae import IRAE
-from irae.resources import resource_dir
+from irae.resources import import_function, resource_dir
 from irae.restorer import CONDITIONS, Restorer, as_pixels, as_tensor
 from irae.weights import installed_weights, load_network, weights_info
 
@@ -280,18 +278,13 @@ def _through_spandrel(model: Any, case: Case) -> NDArray[np.float32]:
 
 def _from_function(name: str) -> Method:
     """`module:function`, called as function(damaged, hints): see `Case`; it returns the image as `Restore` says."""
-    module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path:  # the command alone would not look there
-        sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
-        function = getattr(module, function_name)
+        function, source = import_function(name)
     except (Exception, SystemExit) as error:  # the module is anyone's
         raise EvaluationError(f"The method '{name}' cannot be imported: {one_line(error)}") from error
     if not callable(function):
         raise EvaluationError(f"'{name}' is no function.")
-    source = Path(module.__file__ or "")
-    digest = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else name
+    digest = hashlib.sha256(source).hexdigest()
 
     def call(case: Case) -> NDArray[Any]:
         result = np.asarray(function(case.damaged.copy(), copy.deepcopy(case.hints)))

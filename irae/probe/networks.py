@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import os
-import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +14,7 @@ from irae.errors import one_line, printable
 from irae.models.baselines import BASELINES, Baseline, BaselineConfig, Config, build_network, config_class
 from irae.models.irae import IRAE
 from irae.probe.taps import ProbeError
-from irae.resources import resource_dir
+from irae.resources import import_function, resource_dir
 from irae.weights import installed_weights, load_network, weights_info
 
 UNTRAINED = "-untrained"
@@ -107,16 +104,11 @@ def _configuration(name: str) -> Config:
 
 
 def _from_function(name: str) -> Subject:
-    module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path:  # the command alone would not look there
-        sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
-        model = getattr(module, function_name)()
+        function, source = import_function(name)
+        model = function()
     except (Exception, SystemExit) as error:  # the module is anyone's
         raise ProbeError(f"{name!r} cannot be called: {one_line(error)}.") from error
     if not isinstance(model, nn.Module):
         raise ProbeError(f"{name!r} returns no torch module.")
-    source = Path(module.__file__ or "")
-    content = source.read_bytes() if source.is_file() else b""
-    return _subject(name, model.float().eval().requires_grad_(False), content)
+    return _subject(name, model.float().eval().requires_grad_(False), source)

@@ -125,6 +125,9 @@ def reconstruct(
         sigma: sigma_T, the noise through which the layer is read.
         seed: of training, noise and bootstrap.
         steps, batch: of the training.
+
+    Raises:
+        EstimatorError: a part whose side does not divide that of the patch, or values that are not finite.
     """
     half, target = len(clean) // 2, torch.cat((noisy, clean), 1)
     with torch.random.fork_rng(devices=[]):
