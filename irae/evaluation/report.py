@@ -389,17 +389,31 @@ def _plot(points: Sequence[tuple[float, float, Method]], x_label: str, y_label: 
         for group in groups:
             mine = np.array([(x, y) for x, y, method in points if method.group == group])
             axes.scatter(mine[:, 0], mine[:, 1], s=22, label=group)
-        for x, y, method in points:
-            axes.annotate(method.name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8, parse_math=False)
         axes.set(xscale="log", xlabel=x_label, ylabel=y_label)
-        axes.margins(x=0.2)
+        axes.margins(0.2)
         axes.grid(alpha=0.25)
         if len(groups) > 1:
             axes.legend(fontsize=7, framealpha=0)
+        _annotate(axes, points)
         picture = io.StringIO()
         figure.savefig(picture, format="svg", transparent=True, metadata={"Date": None})
     text = picture.getvalue()
     return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
+def _annotate(axes: Any, points: Sequence[tuple[float, float, Method]]) -> None:
+    """Names beside their points, from the lowest up, each moved up past the names that it would lie on."""
+    axes.figure.draw_without_rendering()  # so that the extents are the final ones
+    taken = list[Any]()
+    for x, y, method in sorted(points, key=lambda point: point[1]):
+        text = axes.annotate(
+            method.name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8, parse_math=False
+        )
+        extent, lift = text.get_window_extent(), 0
+        while any(extent.translated(0, lift).overlaps(other) for other in taken):
+            lift += 1
+        taken.append(extent.translated(0, lift))
+        text.set_position((4, 3 + lift * 72 / axes.figure.dpi))
 
 
 def crops(entry: Entry, device: str) -> list[Crop]:
