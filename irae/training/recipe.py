@@ -6,19 +6,25 @@ import dataclasses
 import hashlib
 import math
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from irae.degrade import NOISES
 from irae.errors import IraeError
 from irae.masks import MASKS
 from irae.models.baselines import Config, config_class
 
-LOSSES = {"l1": nn.functional.l1_loss, "mse": nn.functional.mse_loss}
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": nn.functional.l1_loss,
+    "mse": nn.functional.mse_loss,
+    "charbonnier": lambda restored, clean: torch.hypot(restored - clean, torch.tensor(1e-3)).mean(),
+}
 ALGORITHMS = ("muon", "adam", "sgd")
 
 
@@ -115,7 +121,7 @@ class MaskMix:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the run: `steps` steps of `batch` patches of `patch` x `patch` pixels, with loss "l1" or "mse".
+    """A part of the run: `steps` steps of `batch` patches of `patch` x `patch` pixels, with a loss of `LOSSES`.
 
     `restart`, where it is not 0, is the peak learning rate of a new cosine cycle that begins with this stage. `masks`
     takes the place of the recipe's.
