@@ -3,6 +3,7 @@
     python benchmarks/quality.py denoise [--data cbsd68,set12] [--precision fp32]
     python benchmarks/quality.py jpeg [--data live1] [--grey]
     python benchmarks/quality.py inpaint [--data cbsd68]
+    python benchmarks/quality.py robust [--data holdout]
 
 Outputs are clipped and rounded to 8 bits; PSNR over all channels and pixels; mean over images. What is random is
 seeded by the image's name.
@@ -24,7 +25,7 @@ from rich.table import Table
 
 from irae.classical import INPAINTERS
 from irae.datasets import image_paths
-from irae.degrade import GaussianNoise, generator_for, to_8bit
+from irae.degrade import GaussianNoise, Noise, PoissonGaussianNoise, VaryingNoise, generator_for, to_8bit
 from irae.engine import Engine, Wishes
 from irae.evaluation.protocols import matlab_luma
 from irae.images import Picture, read_image
@@ -131,6 +132,59 @@ def inpaint(
 
 def _run(engine: Engine, picture: Picture, file: bytes, consistent: bool) -> Image:
     return engine.run(engine.plan(picture, Wishes("jpeg", consistent=consistent), file))
+
+
+@app.command()
+def robust(
+    data: DataOption = "holdout",
+    model: Annotated[str, typer.Option()] = "denoise",
+    precision: PrecisionOption = "fp32",
+) -> None:
+    """Denoising beside the usual protocol: PSNR told the level and blind, and the mean error of red, green and blue."""
+    restorer = Restorer(model=model, precision=precision)
+    flat: dict[str, tuple[Noise, float]] = {f"noise {s}": (GaussianNoise(s), s) for s in (5, 15, 25, 50, 75, 80, 100)}
+    noises = {
+        **flat,
+        "noise 25, told 20": (GaussianNoise(25), 20),
+        "noise 25, told 30": (GaussianNoise(25), 30),
+        "noise 10 to 40, varying": (VaryingNoise(10, 40), 25),
+        "noise of photons, 25 at mid grey": (PoissonGaussianNoise(25**2 / 127.5, 0), 25),
+        "no noise": (GaussianNoise(0), 0),
+    }
+    looks: dict[str, Callable[[Image], Image]] = {
+        "as they are": lambda image: image,
+        "grey": lambda image: cv2.cvtColor(image, cv2.COLOR_RGB2GRAY),
+        "halved": _halved,
+        "halved, vivid": lambda image: _vivid(_halved(image)),
+    }
+    rows = [("as they are", noise) for noise in noises]
+    rows += [(look, f"noise {sigma}") for look in list(looks)[1:] for sigma in (15, 25, 50)]
+    table = Table("images", "damage", "told", "blind", "blind, 8 bits", "error of red, green, blue (levels)")
+    for look, name in _progress(rows):
+        noise, told = noises[name]
+        scores, errors = [], []
+        for path, image in _images(data):
+            clean = looks[look](image)
+            noisy = noise(as_tensor(clean)[0], generator_for(path.stem)).image
+            pixels, file = (as_pixels(i[None], clean.astype(np.float32)) for i in (noisy, to_8bit(noisy)))
+            cases = ((pixels, Hints(told)), (pixels, Hints()), (file, Hints()))
+            results = [_rounded(restorer(damaged, hints)) for damaged, hints in cases]
+            scores.append([psnr(result, clean) for result in results])
+            errors.append((results[0].astype(float) - clean).mean((0, 1)))
+        shift = " / ".join(f"{value:+.2f}" for value in np.atleast_1d(np.mean(errors, axis=0)))
+        table.add_row(look, name, *(f"{value:.2f}" for value in np.mean(scores, axis=0)), shift)
+    Console(width=120).print(table)
+
+
+def _halved(image: Image) -> Image:
+    """Shrunk by area averaging, so that colour has the resolution of light."""
+    return np.asarray(cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _vivid(image: Image) -> Image:
+    """Twice as far from grey."""
+    grey = image.mean(2, keepdims=True)
+    return np.rint((grey + 2 * (image - grey)).clip(0, 255)).astype(np.uint8)
 
 
 def _images(name: str) -> Iterator[tuple[Path, Image]]:

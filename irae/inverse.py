@@ -5,6 +5,7 @@ Each says whether it converged, how well conditioned the answer is, and whether 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ Step = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # state -> (x, residua
 ACCURACY = 1e-4  # relative error, estimated as condition * residual, up to which an answer is called the input
 EXACT_SIZE = 20  # hidden units up to which all principal minors are looked at
 EXACT_SIZE_IN_SOLVERS = 12  # the same inside the solvers, whose work it must not dwarf
+CERTIFICATES = ("norm", "positive definite", "P", "unknown")
 
 
 class InverseError(IraeError):
@@ -30,14 +32,16 @@ class Inversion:
     """What a solver found. All but `x` are per sample: shape (batch,), or () and one string where y has no batch.
 
     Attributes:
-        x: the answer, of the shape of y: the best one seen, also where it did not converge.
+        x: the answer, of the shape of y: the best one seen, also where it did not converge; NaN where Newton's method
+            met a singular system.
         converged: the residual is within the tolerance.
         iterations: until then, or until the solver gave up.
         residual: ||y - x - A relu(B x + c)|| / ||y||.
         certificate: why there is no other preimage: "norm" (||B A|| < 1), "positive definite" (I + (M + M')/2 with
             M = B A), "P" (I + M is a P-matrix), each implying the next, or "unknown".
-        condition: the relative error of x is up to about `condition * residual`. For matrices the condition number of
-            the Jacobian I + A D B at x; NaN for functions (`sensitivity` estimates it).
+        condition: the relative error of x is up to about `condition * residual`: ||y|| / ||x|| times the norm of the
+            inverse of the Jacobian I + A D B, at x or where a Newton step leads from it, whichever is larger. NaN for
+            functions (`sensitivity` estimates it).
         fallback: Newton's method did not settle, and pivoting (matrices) or a line search (functions) took over.
     """
 
@@ -51,7 +55,8 @@ class Inversion:
 
     @property
     def answer(self) -> str | tuple[str, ...]:
-        """Of each sample "the input", "a preimage" (there may be others), "ill conditioned" or "not found".
+        """Of each sample "the input", "a preimage" (there may be others), "ill conditioned", "condition unknown" (there
+        is no other, but nobody knows how near it is) or "not found".
 
         Ill conditioned: the residual is small, and may still be `ACCURACY` or more away from the input.
         """
@@ -86,9 +91,9 @@ def picard(
         certificate: what the caller knows of uniqueness; by default found from matrices, "unknown" for functions.
 
     Raises:
-        ValueError: shapes that do not match, or values that are not finite.
+        ValueError: shapes or types that do not match, values that are not finite, or options that make no sense.
     """
-    problem = _Problem(A, B, c, y, tol, certificate)
+    problem = _Problem(A, B, c, y, tol, max_iter, certificate)
 
     def step(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         residual = problem.residual(x)
@@ -113,11 +118,11 @@ def absolute_value(
 
     With M = B A, q = B y + c, z = relu(v) and z - w = u for w = scale * relu(-v), the equation u + M relu(u) = q is
     (scale + 1 + M) v = 2 q + (scale - 1 - M) |v|. Iterated as it stands it converges for every positive scale
-    if I + (M + M')/2 is positive definite, at the rate (s - 1) / (s + 1) with s = sqrt(1 + ||M||) for symmetric M and
-    the default scale s; scale = 1 is u <- (I + M/2)^-1 (q - (M/2) |u|), of rate ||M|| / (2 + ||M||). Anderson
-    acceleration makes it several times faster. Derived from the abstracts of Wang et al. 2021 and 2024 and the
-    modulus iteration for linear complementarity problems (Bai 2010); linear solves are LU for matrices and GMRES
-    for functions.
+    if I + (M + M')/2 is positive definite; for symmetric positive semidefinite M at the rate (s - 1) / (s + 1) with the
+    default scale s = sqrt(1 + ||M||); scale = 1 is u <- (I + M/2)^-1 (q - (M/2) |u|), of rate ||M|| / (2 + ||M||).
+    Anderson acceleration makes it several times faster; where it did harm, the plain step is taken. Derived from the
+    abstracts of Wang et al. 2021 and 2024 and the modulus iteration for linear complementarity problems (Bai 2010);
+    linear solves are LU for matrices and GMRES for functions.
 
     Args: as `picard`; scale: positive, by default sqrt(1 + ||M||), for functions from an estimate of ||M||;
         window: differences that the acceleration looks back at, 0 for none.
@@ -127,7 +132,7 @@ def absolute_value(
     """
     if scale is not None and not scale > 0:
         raise ValueError("`scale` must be positive.")
-    problem = _Problem(A, B, c, y, tol, certificate)
+    problem = _Problem(A, B, c, y, tol, max_iter, certificate)
     omega = (1 + problem.norm()).sqrt() if scale is None else torch.full_like(problem.size, scale)
     solve, omega, faster = problem.linear(1 + omega), problem.column(omega), _Anderson(window)
 
@@ -152,14 +157,15 @@ def newton(
     """Newton's method on u + M relu(u) = q: u <- (I + M D(u))^-1 q with D(u) = diag(u > 0), a few steps where it works.
 
     It can cycle, for P-matrices of order 3 and more too. Then matrices go on with Murty's least-index pivoting,
-    which ends for every P-matrix (Murty 1974), functions with a line search; `fallback` of the result says so.
+    which ends for every P-matrix (Murty 1974; given up after 50 + 10 m turns), functions with a line search; `fallback`
+    of the result says so.
 
     Args: as `picard`; max_iter counts Newton's steps.
 
     Raises:
         ValueError: as `picard`. A singular system is flagged as not converged.
     """
-    problem = _Problem(A, B, c, y, tol, certificate)
+    problem = _Problem(A, B, c, y, tol, max_iter, certificate)
     if problem.matrix is None:
         return _newton_of_functions(problem, max_iter)
     u, iterations, fallback = _complementarity(problem.matrix, problem.q, max_iter)
@@ -186,8 +192,8 @@ def substitution(
     block M0. All pixels are swept at once, each with one step of `absolute_value` for M0 and the other pixels'
     values of the sweep before. Pixels settle anti-diagonal by anti-diagonal, so it converges wherever the steps
     for M0 do (positive semidefinite M0); with M0 = 0 it ends after H + W - 1 sweeps and each is one of `picard`.
-    With r = ||M - M0|| < 1 and symmetric M0 the error shrinks by (s - 1 + 2 r) / (s + 1), s = sqrt(1 + ||M0||),
-    in each sweep (derived here), so that far fewer do.
+    With r = ||M - M0|| < 1 and symmetric positive semidefinite M0 the error shrinks by (s - 1 + 2 r) / (s + 1),
+    s = sqrt(1 + ||M0||), in each sweep (derived here), so that far fewer do.
 
     Args: as `picard`, with `max_iter` for functions only; diagonal: M0 (m, m), which acts on the first axis after the
         batch, for functions only.
@@ -195,7 +201,7 @@ def substitution(
     Raises:
         ValueError: as `picard`, or functions without `diagonal`. A singular system is flagged as not converged.
     """
-    problem = _Problem(A, B, c, y, tol, certificate)
+    problem = _Problem(A, B, c, y, tol, max_iter, certificate)
     if problem.matrix is not None:
         u, iterations, fallback = _block_by_block(problem.matrix, problem.q)
         return problem.result(problem.y - problem.A(u.relu()), iterations, fallback)
@@ -203,7 +209,8 @@ def substitution(
         raise ValueError("`substitution` of functions needs `diagonal`, the block of B A at the pixel itself.")
     eye = torch.eye(len(diagonal), dtype=y.dtype, device=y.device)
     omega = (1 + torch.linalg.matrix_norm(diagonal, 2)).sqrt()
-    inverse = torch.linalg.inv((1 + omega) * eye + diagonal)
+    inverse, singular = torch.linalg.inv_ex((1 + omega) * eye + diagonal)
+    inverse = torch.where(singular == 0, inverse, torch.nan)
 
     def step(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z = v.relu()
@@ -221,7 +228,7 @@ def fixed_point(
 ) -> Inversion:
     """The x with x + g(x) = y for a contraction g: x <- y - g(x), accelerated (Anderson 1965; Walker and Ni 2011).
 
-    A sample whose residual grew takes the plain step instead, which for a contraction always shrinks it.
+    A sample whose residual grew takes the plain step from where it was before, which for a contraction shrinks it.
 
     Args:
         g: (batch, ...) -> (batch, ...) with a Lipschitz constant below 1.
@@ -263,41 +270,58 @@ def sensitivity(solver: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Ten
     return torch.where(change.isfinite(), change, torch.inf)
 
 
-def smallest_pivot(matrix: Tensor) -> Tensor:
-    """The smallest ratio of principal minors det(M[a + i]) / det(M[a]): positive if and only if M is a P-matrix.
+def smallest_pivot(matrix: Tensor, error: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Bounds of the smallest ratio of principal minors det(M[a + i]) / det(M[a]) of a P-matrix M.
 
-    All 2^m minors by repeated Schur complements (Tsatsomeros and Li 2000). A value that is not positive only says
-    that a minor is not.
+    All 2^m minors by repeated Schur complements (Tsatsomeros and Li 2000), with bounds of the rounding errors. M is a
+    P-matrix if the lower bound is positive, and none if the upper one is not; between them rounding decides.
 
     Args:
         matrix: (..., m, m) with m <= 20.
+        error: of each of its elements.
+
+    Returns: lower and upper bound, (...), float64.
 
     Raises:
-        ValueError: m is too large.
+        ValueError: m is too large, or the matrix is not finite.
     """
     if matrix.shape[-1] > EXACT_SIZE:
         raise ValueError(f"The exact test looks at 2^m minors; m is {matrix.shape[-1]} and at most {EXACT_SIZE}.")
+    if not bool(matrix.isfinite().all()):
+        raise ValueError("The matrix holds values that are not finite.")
     parts = matrix.double().unsqueeze(-3)
-    smallest = torch.full(matrix.shape[:-2], torch.inf, dtype=torch.float64, device=matrix.device)
+    errors = torch.full_like(parts, error)
+    low = torch.full(matrix.shape[:-2], torch.inf, dtype=torch.float64, device=matrix.device)
+    high = low.clone()
     while parts.shape[-1]:
-        pivot = parts[..., :1, :1]
-        smallest = torch.minimum(smallest, pivot.amin(dim=(-3, -2, -1)))
-        if bool((smallest <= 0).all()):
+        pivot, slack = parts[..., :1, :1], errors[..., :1, :1]
+        low = torch.minimum(low, (pivot - slack).amin(dim=(-3, -2, -1)))
+        high = torch.minimum(high, (pivot + slack).amin(dim=(-3, -2, -1)))
+        if bool((high <= 0).all()):
             break
-        rest = parts[..., 1:, 1:]
-        schur = rest - parts[..., 1:, :1] * parts[..., :1, 1:] / torch.where(pivot == 0, 1.0, pivot)
-        parts = torch.cat((rest, schur), -3)
-    return smallest
+        safe = torch.where(pivot.abs() > slack, pivot, torch.inf)  # the others have decided already
+        row, row_error = parts[..., :1, 1:], errors[..., :1, 1:]
+        column, column_error = parts[..., 1:, :1] / safe, errors[..., 1:, :1] / safe.abs()
+        rest, product = parts[..., 1:, 1:], column * row
+        product_error = (
+            column_error * (row.abs() + row_error)
+            + column.abs() * row_error
+            + product.abs() * slack / (safe.abs() - slack)
+            + 4 * torch.finfo(parts.dtype).eps * (rest.abs() + product.abs())
+        )
+        parts = torch.cat((rest, rest - product), -3)
+        errors = torch.cat((errors[..., 1:, 1:], errors[..., 1:, 1:] + product_error), -3)
+    return low, high
 
 
 def is_p_matrix(matrix: Tensor) -> bool | None:
     """Whether all principal minors of a matrix (m, m), m <= 20, are positive; None where rounding decides.
 
     Raises:
-        ValueError: m is too large.
+        ValueError: m is too large, or the matrix is not finite.
     """
-    pivot, rounding = float(smallest_pivot(matrix)), _rounding(matrix)
-    return None if abs(pivot) <= rounding else pivot > 0
+    low, high = smallest_pivot(matrix)
+    return True if float(low) > 0 else False if float(high) <= 0 else None
 
 
 def certify(M: Tensor) -> tuple[str, ...]:
@@ -321,8 +345,8 @@ def certify(M: Tensor) -> tuple[str, ...]:
         if max(sizes) <= EXACT_SIZE_IN_SOLVERS:
             ordered, open_ = (eye + M)[:, order][:, :, order], (~certain).nonzero().flatten()
             spans = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-            pivots = torch.stack([smallest_pivot(ordered[open_, span, span]) for span in spans])
-            certain[open_] = pivots.amin(0) > margin
+            pivots = [smallest_pivot(ordered[open_, span, span], margin)[0] for span in spans]
+            certain[open_] = torch.stack(pivots).amin(0) > 0
     names = zip(norm.tolist(), definite.tolist(), certain.tolist(), strict=True)
     return tuple(
         "norm" if small else "positive definite" if positive else "P" if p else "unknown"
@@ -334,12 +358,25 @@ class _Problem:
     """y = x + A relu(B x + c) for a batch of samples, from matrices or from functions."""
 
     def __init__(
-        self, A: Operator, B: Operator, c: Tensor, y: Tensor, tol: float | None, certificate: str | None
+        self,
+        A: Operator,
+        B: Operator,
+        c: Tensor,
+        y: Tensor,
+        tol: float | None,
+        max_iter: int,
+        certificate: str | None,
     ) -> None:
+        if max_iter < 0 or certificate not in (None, *CERTIFICATES):
+            raise ValueError(f"`max_iter` is not negative, and a certificate one of: {', '.join(CERTIFICATES)}.")
         dense = isinstance(A, Tensor) and isinstance(B, Tensor)
         if not dense and (isinstance(A, Tensor) or isinstance(B, Tensor)):
             raise ValueError("Give A and B both as matrices or both as functions.")
-        self.batched = not dense or y.dim() == 2 or (isinstance(A, Tensor) and A.dim() == 3)
+        if len({t.dtype for t in (A, B, c, y) if isinstance(t, Tensor)}) > 1 or not y.is_floating_point():
+            raise ValueError("A, B, c and y are of one floating point type.")
+        if not dense and y.dim() < 2:
+            raise ValueError("For functions y has a batch: (batch, ...).")
+        self.batched = not dense or y.dim() == 2 or c.dim() == 2 or (isinstance(A, Tensor) and A.dim() == 3)
         self._A, self._B, self.c = A, B, c
         self.y = y if y.dim() > 1 or not dense else y[None]
         for name, value in (("A", A), ("B", B), ("c", c), ("y", y)):
@@ -411,42 +448,57 @@ class _Problem:
     def _names(self, batch: int) -> tuple[str, ...]:
         if self._certificate is not None or self.matrix is None:
             return (self._certificate or "unknown",) * batch
-        M = self.matrix
-        return certify(M) if M.dim() == 3 else certify(M[None]) * batch
+        names = certify(self.matrix if self.matrix.dim() == 3 else self.matrix[None])
+        return names if len(names) == batch else names * batch
 
     def _condition(self, x: Tensor) -> Tensor:
         if not isinstance(self._A, Tensor) or not isinstance(self._B, Tensor):
             return torch.full_like(self.size, torch.nan)
-        active = (self.B(x) + self.c > 0).to(x.dtype)
-        jacobian = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) + (self._A * active[:, None, :]) @ self._B
-        return torch.linalg.cond(jacobian).nan_to_num(nan=torch.inf)
+        eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        scale, inverse_norm = self.size / _size(x), torch.zeros_like(self.size)
+        for _ in range(2):
+            active = (self.B(x) + self.c > 0).to(x.dtype)
+            jacobian = eye + (self._A * active[:, None, :]) @ self._B
+            inverse_norm = torch.maximum(inverse_norm, 1 / torch.linalg.svdvals(jacobian)[:, -1])
+            x = x + torch.linalg.solve_ex(jacobian, self.residual(x)[..., None])[0][..., 0]
+        return (scale * inverse_norm).nan_to_num(nan=torch.inf)
 
 
 class _Anderson:
-    """Anderson acceleration of x <- x + residual, for each sample of a batch by itself."""
+    """Anderson acceleration of x <- x + residual, for each sample of a batch by itself.
+
+    A sample whose residual grew goes back to the last point where it had not, and takes the plain step from there,
+    for better or worse: where the map is a contraction the residual then shrinks.
+    """
 
     def __init__(self, window: int) -> None:
         self.window = window
         self.moves, self.changes = list[Tensor](), list[Tensor]()
         self.last: tuple[Tensor, Tensor] | None = None
+        self.good: tuple[Tensor, Tensor] | None = None
+        self.back: Tensor | None = None  # the samples that went back the last time
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         flat, f = x.flatten(1), residual.flatten(1)
-        grown = torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)
-        if self.last is not None and self.window:
-            self.moves = [*self.moves, flat - self.last[0]][-self.window :]
-            self.changes = [*self.changes, f - self.last[1]][-self.window :]
-            grown = _norm(f)[:, None] > _norm(self.last[1])[:, None]
-        self.last = flat, f
-        if not self.moves:
+        if not self.window:
             return x + residual
+        if self.last is None or self.good is None or self.back is None:
+            self.last = self.good = flat, f
+            self.back = torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)
+            return x + residual
+        self.moves = [*self.moves, flat - self.last[0]][-self.window :]
+        self.changes = [*self.changes, f - self.last[1]][-self.window :]
+        self.last = flat, f
         moves, changes = torch.stack(self.moves, 1), torch.stack(self.changes, 1)
         gram = (changes @ changes.mT).double()
         size = gram.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None].clamp_min(torch.finfo(x.dtype).tiny)
         eye = torch.eye(len(self.moves), dtype=gram.dtype, device=x.device)
         weights, _ = torch.linalg.solve_ex(gram / size + 1e-10 * eye, (changes @ f[..., None]).double() / size)
         faster = f - ((moves + changes).mT @ weights.to(x.dtype))[..., 0]
-        return x + torch.where(grown, f, faster).view_as(x)
+        self.back = ~self.back & (_norm(f) > _norm(self.good[1]))[:, None]
+        ahead = torch.where(self.back, self.good[0] + self.good[1], flat + faster)
+        self.good = torch.where(self.back, self.good[0], flat), torch.where(self.back, self.good[1], f)
+        return ahead.view_as(x)
 
 
 def _repeat(step: Step, state: Tensor, size: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -586,9 +638,11 @@ def _gmres(
             basis.append(w / _norm(w).clamp_min(tiny).view(column))
         first = rhs.new_zeros(len(rhs), cycle + 1, 1)
         first[:, 0, 0] = length
-        if not bool(hessenberg.isfinite().all() & first.isfinite().all()):
-            return torch.full_like(v, torch.nan)
-        weights = torch.linalg.lstsq(hessenberg, first).solution[..., 0]
+        # One sample that is not finite must not take the others with it.
+        finite = (hessenberg.flatten(1).isfinite().all(1) & length.isfinite())[:, None, None]
+        weights = torch.linalg.lstsq(hessenberg.where(finite, 0), first.where(finite, 0)).solution.where(
+            finite, torch.nan
+        )[..., 0]
         for j in range(cycle):
             v = v + weights[:, j].view(column) * basis[j]
     return v
@@ -645,4 +699,14 @@ def _answer(converged: bool, error: float, certificate: str) -> str:
         return "not found"
     if error > ACCURACY:
         return "ill conditioned"
-    return "a preimage" if certificate == "unknown" else "the input"
+    if certificate == "unknown":
+        return "a preimage"
+    return "condition unknown" if math.isnan(error) else "the input"
+
+
+SOLVERS: dict[str, Callable[..., Inversion]] = {
+    "picard": picard,
+    "absolute_value": absolute_value,
+    "newton": newton,
+    "substitution": substitution,
+}

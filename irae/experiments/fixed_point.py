@@ -14,14 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from irae.experiments.common import Context, Experiment, Result, Row, log_axis
-from irae.inverse import Inversion, absolute_value, newton, picard, substitution
-
-ALGORITHMS: dict[str, Callable[..., Inversion]] = {
-    "picard": picard,
-    "absolute_value": absolute_value,
-    "newton": newton,
-    "substitution": substitution,
-}
+from irae.inverse import SOLVERS
 
 
 @dataclass(frozen=True)
@@ -98,7 +91,7 @@ def run(setup: Setup, context: Context) -> Result:
     """The share of the cases inverted by each algorithm, for each family and scale."""
     cells = [
         (family, scale, name)
-        for family, scale, name in product(FAMILIES, setup.scales, ALGORITHMS)
+        for family, scale, name in product(FAMILIES, setup.scales, SOLVERS)
         if name != "substitution" or "triangular" in family
     ]
     rows = []
@@ -119,7 +112,7 @@ def draw_cases(setup: Setup, family: str, scale: float, seed: int) -> Cases:
 def invert_cases(setup: Setup, cases: Cases, family: str, scale: float, name: str) -> Row:
     """How the cases end with one algorithm, in per cent."""
     limit = {} if name == "newton" else {"max_iter": setup.max_iter}
-    answer = ALGORITHMS[name](cases.A, cases.B, cases.c, cases.y, tol=setup.tol, **limit)
+    answer = SOLVERS[name](cases.A, cases.B, cases.c, cases.y, tol=setup.tol, **limit)
     true = (answer.x - cases.x).abs().amax(1) <= setup.equal
     certain = torch.tensor([certificate != "unknown" for certificate in answer.certificate])
     return {
@@ -150,7 +143,7 @@ def plot(rows: list[Row]) -> Figure:
     """Share inverted against scale, a panel for each family and a curve for each algorithm."""
     figure = Figure(figsize=(3.4 * len(FAMILIES), 3.4), layout="constrained")
     for axes, family in zip(figure.subplots(1, len(FAMILIES), sharey=True), FAMILIES, strict=True):
-        for name, style in zip(ALGORITHMS, ("o-", "s-", "^--", "d:"), strict=True):
+        for name, style in zip(SOLVERS, ("o-", "s-", "^--", "d:"), strict=True):
             mine = [row for row in rows if row["family"] == family and row["algorithm"] == name]
             if mine:
                 axes.plot([row["scale"] for row in mine], [row["inverted (%)"] for row in mine], style, label=name)

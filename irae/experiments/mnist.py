@@ -20,7 +20,7 @@ from torch.nn.utils import parametrizations
 
 from irae.datasets import DatasetError, data_root
 from irae.experiments.common import Context, Experiment, Result, Row
-from irae.experiments.fixed_point import ALGORITHMS
+from irae.inverse import SOLVERS
 from irae.models.rectifier import RectifierUnit
 from irae.training.recipe import learning_rate_scale
 
@@ -142,7 +142,7 @@ def run(setup: Setup, context: Context) -> Result:
         network.double().requires_grad_(False)
         x, labels = pick(data, setup.samples)
         hidden = network.hidden(x)
-        found = {solver: network.recover(hidden, solver, setup) for solver in ALGORITHMS}
+        found = {solver: network.recover(hidden, solver, setup) for solver in SOLVERS}
         mine = summarise(name, x, labels, found, setup)
         rows += mine
         notes.append(f"{name}: {accuracy:.2f} % of the test images classified correctly; {pull_and_norm(network)}.")
@@ -248,7 +248,7 @@ def plot(rows: list[Row]) -> Figure:
     figure = Figure(figsize=(5 * len(names), 3.4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         mine = [row for row in rows if row["classifier"] == name and row["class"] != "all"]
-        for solver, style in zip(ALGORITHMS, ("o-", "s-", "^--", "d:"), strict=True):
+        for solver, style in zip(SOLVERS, ("o-", "s-", "^--", "d:"), strict=True):
             axes.plot([row["class"] for row in mine], [row[f"{solver} error"] for row in mine], style, label=solver)
         axes.set(title=name, xlabel="class", ylabel="relative error (median)", yscale="log", ylim=(1e-16, 10))
         axes.legend(fontsize="small")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from irae.experiments.common import Context, Experiment, Result, Row, log_axis, panels
-from irae.experiments.fixed_point import ALGORITHMS
+from irae.inverse import SOLVERS
 from irae.models.rectifier import RectifierUnit, is_invertible
 from irae.training.data import Image, load_training_images
 from irae.training.recipe import Data
@@ -65,6 +65,7 @@ class OtherTapsFree(RectifierUnit):
 
     def __init__(self, channels: int, hidden: int, kernel: int) -> None:
         super().__init__(channels, hidden, kernel, limit=1e6)
+        self.bounded = False
 
     def _off_scale(self, linear: Tensor, quadratic: Tensor) -> Tensor:
         return torch.ones_like(linear)
@@ -150,7 +151,7 @@ def invert(unit: RectifierUnit, clean: Tensor, setup: Setup) -> Row:
         "denoised (dB)": -10 * math.log10(float((y - clean).square().mean())),
         "condition": condition(unit, x[0], setup),
     }
-    for name in ALGORITHMS:
+    for name in SOLVERS:
         if name == "substitution" and unit.padding == "both":
             row |= {f"{name} (%)": None, f"{name} error": None}
             continue
@@ -232,7 +233,7 @@ def plot(rows: list[Row]) -> Figure:
     log_axis(left, (row["size"] for row in rows))
     left.legend(fontsize="small")
     places = np.arange(len(largest))
-    for offset, name in zip((-0.3, -0.1, 0.1, 0.3), ALGORITHMS, strict=True):
+    for offset, name in zip((-0.3, -0.1, 0.1, 0.3), SOLVERS, strict=True):
         right.bar(places + offset, [row[f"{name} (%)"] or 0 for row in largest], width=0.2, label=name)
     right.set_xticks(places, [row["unit"].replace(", ", ",\n") for row in largest], fontsize="small")
     right.set(ylim=(0, 105), ylabel="inputs recovered (%)", title=f"{largest[0]['size']} x {largest[0]['size']}")

@@ -84,7 +84,7 @@ class NormBound:
         waves = _waves(weight, everything, grids)
         moved = ((waves @ (change @ change.mT).to(waves.dtype)) * waves.conj()).sum(1).real.clamp_min(0).sqrt()
         rivals = everything[norms + moved >= (1 - 1e-5) * (norms - moved).max()]
-        return rivals if 4 * len(rivals) < len(everything) else everything
+        return rivals if 0 < 4 * len(rivals) < len(everything) else everything  # none: the kernel is not finite
 
 
 def _spectrum(weight: Tensor, frequencies: Tensor, grids: tuple[int, int]) -> Tensor:

@@ -5,7 +5,6 @@ After Wang, An, Liu and Li 2021 and 2024, of which the abstracts were at hand: t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,25 +15,16 @@ from torch.nn import functional as F
 from irae.inverse import (
     ACCURACY,
     EXACT_SIZE,
+    SOLVERS,
     InverseError,
     Inversion,
-    absolute_value,
     certify,
     is_p_matrix,
-    newton,
-    picard,
     sensitivity,
-    substitution,
 )
 from irae.models.lipschitz import NormBound, conv_norm_bound, limit_norm
 from irae.models.reversible import Chain, Invertible, State, match_size, required
 
-SOLVERS: dict[str, Callable[..., Inversion]] = {
-    "picard": picard,
-    "absolute_value": absolute_value,
-    "newton": newton,
-    "substitution": substitution,
-}
 PADDINGS = ("before", "after", "both")
 
 
@@ -81,13 +71,17 @@ class RectifierUnit(nn.Module):
         super().__init__()
         if padding not in PADDINGS or (padding == "both" and not free):
             raise ValueError(f'`padding` is one of {", ".join(PADDINGS)}, and "both" needs `free`.')
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError("`kernel` is 1 or an odd number.")
         if not (0 < off_limit < 1 and limit > 0):
             raise ValueError("`off_limit` must be between 0 and 1 and `limit` positive.")
         if channels < 2 and not free:
             raise ValueError("A constrained unit needs two channels: one half is read, the other written.")
         self.channels, self.kernel, self.padding, self.free = channels, kernel, padding, free
         self.off_limit, self.limit = off_limit, limit
-        self.bounds = [NormBound() for _ in range(4)]
+        self.bounded = not free  # the constraints bound the condition of the inverse
+        grid = 8 * kernel if kernel > 1 else 16  # the kernels of B A are nearly twice as large
+        self.bounds = [NormBound(grid) for _ in range(4)]
         self.bias = nn.Parameter(torch.zeros(hidden))
         self.embed = nn.Conv2d(cond, hidden, 1, bias=False) if cond else None
         self.A_taps = nn.Parameter(torch.zeros(channels, hidden, kernel, kernel)) if free or kernel > 1 else None
@@ -116,10 +110,14 @@ class RectifierUnit(nn.Module):
         # Rounding ends the iteration; the goal is out of reach for some samples, and what counts is how near it got.
         eps = torch.finfo(y.dtype).eps
         found = self.invert(y, cond, tol=2 * eps, max_iter=500)
-        if not bool((found.residual <= 100 * eps).all() & (found.condition * eps <= ACCURACY).all()):
+        usable = found.residual <= 100 * eps
+        if not self.bounded:
+            usable &= found.condition * eps <= ACCURACY
+        if not bool(usable.all()):
             raise InverseError(
                 f"A rectifier unit was not inverted (residual {float(found.residual.max()):.2g}, condition "
-                f"{float(found.condition.max()):.2g}): it is `free` and has no usable inverse, or is not finite."
+                f"{float(found.condition.max()):.2g}): it is unconstrained and has no usable "
+                "inverse, or is not finite."
             )
         return found.x
 
@@ -133,7 +131,7 @@ class RectifierUnit(nn.Module):
     ) -> Inversion:
         """An inverse by one of the solvers of `irae.inverse`, matrix-free, with what it says about its answer.
 
-        Its condition is `growth` where the unit is constrained, and estimated by a second solve where it is free.
+        Its condition is from `growth` where the unit is constrained, and estimated by a second solve where it is not.
 
         Args:
             y: (N, channels, H, W) or (N, channels).
@@ -159,7 +157,7 @@ class RectifierUnit(nn.Module):
                 return SOLVERS[solver](apply_A, apply_B, shift, y, **options)
 
             found = solve(image)
-            if self.free:
+            if not self.bounded:
                 condition = sensitivity(lambda y: solve(y).x, found.x, image)
             else:
                 condition = self.growth * image.flatten(1).norm(dim=1) / found.x.flatten(1).norm(dim=1).clamp_min(1e-30)
@@ -230,7 +228,7 @@ class RectifierUnit(nn.Module):
         return F.conv2d(F.pad(x, sides[self.padding]) if k else x, kernel)
 
     def _certificate(self) -> str:
-        if not self.free:
+        if self.bounded:
             return "positive definite"
         verdict = is_invertible(self)
         return "P" if verdict.answer else "unknown"
@@ -307,11 +305,11 @@ def is_invertible(block: nn.Module | tuple[Tensor, Tensor]) -> Verdict:
     Padding on one side asks this of the taps at the pixel, M0 = B0 A0, alone. Says nothing of the condition.
 
     Args:
-        block: a `RectifierUnit`, or a module of which all rectifier units are looked at (and nothing else), or the
-            matrices A (n, m) and B (m, n).
+        block: a `RectifierUnit`, or a chain of bijections of which all rectifier units are looked at (and nothing
+            else), or the matrices A (n, m) and B (m, n).
 
     Raises:
-        ValueError: there is no rectifier unit in it, or the matrices do not match.
+        ValueError: there is no rectifier unit in it, the matrices do not match, or values are not finite.
     """
     if isinstance(block, tuple):
         return _verdict(*block)
@@ -319,7 +317,7 @@ def is_invertible(block: nn.Module | tuple[Tensor, Tensor]) -> Verdict:
     if not units:
         raise ValueError("There is no rectifier unit in this block.")
     verdicts = [_unit_verdict(unit) for unit in units]
-    # A composition is invertible if all are; it need not fail if one does, unless it is the only one.
+    # One that is not makes the composition none: a piecewise linear map of R^n that is one to one is onto.
     worst = min(verdicts, key=lambda verdict: {False: 0, None: 1, True: 2}[verdict.answer])
     if worst.answer is False and len(units) > 1:
         return Verdict(False, f"one unit is not: {worst.reason}")
@@ -329,6 +327,8 @@ def is_invertible(block: nn.Module | tuple[Tensor, Tensor]) -> Verdict:
 @torch.no_grad()
 def _unit_verdict(unit: RectifierUnit) -> Verdict:
     A, B = unit.weights()
+    if not bool(A.isfinite().all() & B.isfinite().all()):
+        raise ValueError("The unit's weights are not finite.")
     bound = float(conv_norm_bound(A) * conv_norm_bound(B))
     if bound < 1:
         return Verdict(True, f"||A|| ||B|| is at most {bound:.3g} < 1 at every image size")
@@ -345,7 +345,9 @@ def _unit_verdict(unit: RectifierUnit) -> Verdict:
 def _verdict(A: Tensor, B: Tensor) -> Verdict:
     if A.dim() != 2 or A.shape != B.mT.shape:
         raise ValueError(f"A is (n, m) and B (m, n), not {tuple(A.shape)} and {tuple(B.shape)}.")
-    M = (B @ A).double()
+    if not bool(A.isfinite().all() & B.isfinite().all()):
+        raise ValueError("The matrices hold values that are not finite.")
+    M = B.double() @ A.double()
     name = certify(M[None])[0]
     if name != "unknown":
         reasons = {

@@ -126,7 +126,7 @@ class Chain(Invertible):
     def forward(self, state: State, cond: Tensor | None = None) -> State:
         if self.memory_free and torch.is_grad_enabled() and len(self.parts):
             steps = list(_flatten(self))
-            return _MemoryFree.apply(steps, *state, cond, *_trainable(self))
+            return _MemoryFree.apply(steps, *state, cond, *self.parameters(), *self.buffers())
         for part in self:
             state = part(state, cond)
         return state
@@ -143,7 +143,11 @@ class Chain(Invertible):
 
 
 class _MemoryFree(torch.autograd.Function):
-    """A whole chain as one node of the graph. Parameters and `cond` are inputs so that their gradients come back."""
+    """A whole chain as one node of the graph. Parameters and `cond` are inputs so that their gradients come back.
+
+    Raises, in the backward pass:
+        RuntimeError: parameters or buffers were changed or exchanged since the forward pass.
+    """
 
     @staticmethod
     def forward(
@@ -159,7 +163,7 @@ class _MemoryFree(torch.autograd.Function):
         state = (a, b)
         for step in steps:
             state = step(state, cond)
-        ctx.save_for_backward(*state, cond, *params)  # the parameters so that a change to them is noticed
+        ctx.save_for_backward(*state, cond, *params)  # these so that a change to them is noticed
         return state
 
     @staticmethod
@@ -170,8 +174,11 @@ class _MemoryFree(torch.autograd.Function):
         cond = _leaf(cond) if ctx.needs_input_grad[3] else cond
         shared = (cond,) if ctx.needs_input_grad[3] else ()
         total: dict[Tensor, Tensor] = {}
+        given = set(params)
         for step in reversed(ctx.steps):
             wanted = (*shared, *_trainable(step))
+            if not given.issuperset(wanted[len(shared) :]):
+                raise RuntimeError("A memory-free chain has other parameters than in its forward pass.")
             # Autocast is off in here: run the subnets as the forward pass did.
             with torch.enable_grad(), torch.autocast(**ctx.autocast):
                 before, after = step.rebuild(state, cond)

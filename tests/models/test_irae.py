@@ -163,6 +163,7 @@ def test_odd_sizes_do_not_need_padding_by_the_caller() -> None:
         {"lift": "wavelet"},
         {"lifted": False, "channels": (16,)},
         {"block": "addtive"},
+        {"block": "leapfrog", "stem": True},
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:

@@ -64,6 +64,26 @@ def test_unit_is_its_formula_and_its_matrices() -> None:
     torch.testing.assert_close(made(x), (x.flatten(1) + u.relu() @ A.mT).view_as(x))
 
 
+def test_kernel_of_any_odd_size() -> None:
+    torch.manual_seed(0)
+    made = RectifierUnit(4, 4, kernel=5).double()
+    randomise(made, 0.3)
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    torch.testing.assert_close(made.inverse(made(x)), x)
+    with pytest.raises(ValueError, match="odd"):
+        RectifierUnit(4, 4, kernel=4)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    made = RectifierUnit(4, 4, kernel=3)
+    made(torch.zeros(1, 4, 5, 5))
+    with torch.no_grad():
+        made.read.fill_(torch.nan)
+    assert bool(made(torch.zeros(1, 4, 5, 5)).isnan().any())  # a training that diverged sees it in its loss
+    with pytest.raises(ValueError, match="finite"):
+        is_invertible(made)
+
+
 def test_fully_connected_unit_takes_vectors() -> None:
     torch.manual_seed(0)
     made = RectifierUnit(7, 20).double()
