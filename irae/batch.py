@@ -21,11 +21,21 @@ import cv2
 from irae.engine import Engine
 from irae.errors import IraeError, printable
 from irae.images import read_file
-from irae.journal import FAILURES, FolderLock, Journal, JournalError, Verdict, append_line, remove_temporaries
-from irae.pipeline import Done, Gate, Job, Settings, Skipped, judge, restore_file
+from irae.journal import FAILURES, NAME, FolderLock, Journal, JournalError, Verdict, append_line, remove_temporaries
+from irae.pipeline import (
+    BYTES_A_PIXEL,
+    Done,
+    Gate,
+    GateClosed,
+    Job,
+    Settings,
+    Skipped,
+    check_outputs,
+    judge,
+    restore_file,
+)
 from irae.runner import free_memory, out_of_memory
 
-BYTES_A_PIXEL = 64  # of an image in flight, from its file's bytes to those of its result
 MOST_THREADS = 16
 AHEAD = 4  # files given to each thread before the oldest result is asked for: a large one keeps no others waiting
 
@@ -45,7 +55,7 @@ class Failed:
         else:
             text = " ".join(str(self.error).split()) or type(self.error).__name__
         name = printable(self.job.source)
-        return text if name in text else f"{name}: {text}"
+        return text if name in str(self.error) else f"{name}: {text}"
 
     @property
     def disk_full(self) -> bool:
@@ -69,9 +79,13 @@ class Batch:
         engine: the networks; its runner is shared by all threads.
         settings: what is done.
         threads: files in flight; by default a few more than there are cores.
+
+    Raises:
+        OptionError: an output is an input, or that of another job.
     """
 
     def __init__(self, jobs: Sequence[Job], engine: Engine, settings: Settings, threads: int | None = None) -> None:
+        check_outputs(jobs, settings)
         self.jobs, self.engine, self.settings = jobs, engine, settings
         self.threads = min(threads or min(_cores() + 1, MOST_THREADS), max(1, len(jobs)))
         self.gate = Gate(free_memory() // 2 // BYTES_A_PIXEL)
@@ -80,6 +94,7 @@ class Batch:
     def stop(self) -> None:
         """Begin no further file; those in flight are finished."""
         self.stopping = True
+        self.gate.close()
 
     def run(self) -> Iterator[Outcome]:
         """What became of each file, in the order of the jobs; fewer where the run was stopped or the disk is full.
@@ -96,7 +111,8 @@ class Batch:
             remove_temporaries(job.target.parent for job in self.jobs if job.root is not None)
             journals = {root: Journal(root) for root in roots}
             for root in roots:
-                (root / FAILURES).unlink(missing_ok=True)
+                if (root / NAME).exists():  # else the file of that name is somebody else's
+                    (root / FAILURES).unlink(missing_ok=True)
             self._cut_as_before(journals)
             stack.enter_context(_quiet())
             pool = stack.enter_context(ThreadPoolExecutor(self.threads, "file"))
@@ -131,6 +147,8 @@ class Batch:
             return Skipped(job, job.skip)
         try:
             return restore_file(job, self.engine, self.settings, journal, self.gate)
+        except GateClosed:
+            return None
         except Exception as error:  # whatever it is, the other files have nothing to do with it
             return Failed(job, error.with_traceback(None))
 

@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -196,6 +197,10 @@ def restore(
     if mask_color is not None:
         parse_colour(mask_color)
     missing = mask_color if mask_color is not None else mask if mask in (None, ALPHA) else Path(mask)
+    if isinstance(missing, Path) and not missing.exists():
+        raise OptionError(f"There is no mask {printable(missing)}.")
+    if not math.isfinite(max_pixels):
+        raise OptionError("The limit of --max-pixels is a number of megapixels.")
     wishes = Wishes(task, sigma, jpeg_quality, missing, consistent, strength, ensemble)
     keep_freed_memory()
     settings = Settings(wishes, keep_rest, compare, overwrite, round(max_pixels * 1e6))
@@ -204,6 +209,8 @@ def restore(
             raise OptionError("Standard input and output take one image and nothing beside it.")
         format = _stream_format(output, format)
         data = sys.stdin.buffer.read() if inputs[0] == Path("-") else inputs[0].read_bytes()
+        if output not in (None, Path("-")) and _is_standard_input(output):
+            raise OptionError(f"{printable(output)} is the input, and inputs are never overwritten.")
         content, done = restore_bytes(data, Engine(model, device, precision), settings, format)
         if explain:
             err.print("\n".join(done.found), markup=False)
@@ -260,24 +267,33 @@ def _run(batch: Batch, as_json: bool, explain: bool) -> int:
         parts = [f"{done} of {len(batch.jobs)} images restored", *(f"{n} skipped: {why}" for why, n in skipped.items())]
         parts += [f"{failed} failed"] if failed else []
         err.print(f"{'; '.join(parts)}.", markup=False)
-    if interrupted or full:
-        kept = all(job.root for job in batch.jobs)
-        err.print("Give the same command again to go on" + (": what is finished is not done again." if kept else "."))
-    return 130 if interrupted else 1 if failed else 0
+    left = len(batch.jobs) - done - failed - sum(skipped.values())
+    if full or (interrupted and left):
+        if all(job.root for job in batch.jobs):
+            err.print("Give the same command again to go on: what is finished is not done again.")
+        else:
+            err.print("Give the same command again for the rest: what is finished will be refused, as it exists.")
+    return 130 if interrupted and left else 1 if failed else 0
 
 
 @contextmanager
 def _interruptible(batch: Batch) -> Iterator[list[int]]:
     """Ctrl-C lets the files in flight be finished; a second one stops at once. Gives the list of signals that came."""
+    from irae.jpeg import TERMINAL
+
     signals = list[int]()
+
+    def finish() -> None:
+        batch.stop()
+        with TERMINAL:
+            err.print("Finishing the files in flight; Ctrl-C again stops at once.")
 
     def interrupt(number: int, _: Any) -> None:
         if signals:
             err.show_cursor()
             os._exit(130)
         signals.append(number)
-        batch.stop()
-        err.print("Finishing the files in flight; Ctrl-C again stops at once.")
+        threading.Thread(target=finish).start()  # which may wait for what the interrupted code holds
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
@@ -352,6 +368,13 @@ def _stream_format(output: Path | None, format: Format | None) -> Format | None:
     return Format(file_format(output))
 
 
+def _is_standard_input(path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(sys.stdin.fileno()), path.stat())
+    except (OSError, ValueError):  # there is no such file, or standard input is none
+        return False
+
+
 def _write_out(data: bytes, output: Path | None, overwrite: bool) -> None:
     from irae.images import write_bytes
 
@@ -387,7 +410,7 @@ def recover(
         try:
             target = recover_file(path, output, model, device, overwrite)
             out.print(f"{printable(path)} -> {printable(target)}", markup=False)
-        except IraeError as error:
+        except (IraeError, OSError) as error:
             failed += 1
             _complain(str(error) if printable(path) in str(error) else f"{printable(path)}: {error}")
     if failed:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from irae.auto import Step as Need
 from irae.auto import decide, estimate_compression, find_grid
 from irae.ensemble import ensemble
 from irae.errors import printable
-from irae.images import Picture, read_image
+from irae.images import ImageError, Picture, read_image
 from irae.jpeg import project, read_coefficients, read_tables, standard_tables
 from irae.models.irae import IRAE
 from irae.restorer import (
@@ -33,6 +34,7 @@ from irae.runner import Runner
 from irae.weights import installed_weights
 
 Pixels = NDArray[Any]
+Found = TypeVar("Found")
 
 CHOICES = ("auto", *TASKS)
 ALPHA = "alpha"
@@ -65,6 +67,8 @@ class Wishes:
     ensemble: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.mask, str) and self.mask != ALPHA and not self.mask.startswith("#"):
+            object.__setattr__(self, "mask", Path(self.mask))
         check_settings(self.sigma, self.strength)
         check_quality(self.jpeg_quality)
         if self.task not in CHOICES:
@@ -79,8 +83,9 @@ class Wishes:
             raise OptionError("A mask means inpainting, which takes no noise level and no JPEG quality.")
         if self.task == "inpaint" and self.mask is None:
             raise OptionError("Inpainting needs --mask or --mask-color: what is missing.")
-        if self.consistent and not ({"auto", "jpeg"} & {self.task}):
-            raise OptionError(f"The task '{self.task}' makes nothing consistent with a JPEG file.")
+        decompresses = self.task == "jpeg" or (self.task == "auto" and asked <= {"jpeg"}) or "jpeg" in asked
+        if self.consistent and not decompresses:
+            raise OptionError(f"The task '{min(asked | {own} - {'auto'})}' makes nothing consistent with a JPEG file.")
 
 
 def check_quality(quality: int | None) -> None:
@@ -148,8 +153,8 @@ class Engine:
         return self.restorers[task]
 
     def weights_digest(self, task: str) -> str:
-        """The digest of the weights of a task; empty for a network that was not loaded from a file."""
-        return self.restorer(task).model.digest
+        """The digest of the weights of a task; empty where there are none, or they were not loaded from a file."""
+        return self.restorer(task).model.digest if self.own_task in (None, task) else ""
 
     def plan(self, picture: Picture, wishes: Wishes, data: bytes = b"", name: str = "") -> Plan:
         """What is to be done to a picture.
@@ -158,7 +163,7 @@ class Engine:
             picture: the picture.
             wishes: what the user asks for; weights given to the engine decide the task where these do not.
             data: the bytes of its file, where it is a JPEG.
-            name: of the file, for a folder of masks.
+            name: path of the file, for messages and for a folder of masks.
 
         Raises:
             IraeError: a wish that this picture does not allow.
@@ -174,7 +179,7 @@ class Engine:
             raise OptionError("Only the result of a JPEG file can be made consistent with it.")
         if task == "auto" and wishes.sigma is None and wishes.jpeg_quality is None:
             photo = self.restorer("photo") if "photo" in installed_weights() else None
-            decision = decide(picture, read_tables(data) if jpeg else None, photo=photo)
+            decision = decide(picture, _of_file(read_tables, data, name) if jpeg else None, photo=photo)
             needs, found = decision.steps, tuple(decision.found.splitlines())
         else:
             tasks = [t for t, v in (("jpeg", wishes.jpeg_quality), ("denoise", wishes.sigma)) if v is not None]
@@ -184,7 +189,7 @@ class Engine:
             )
             found = tuple(f"{t}, as asked" for t in tasks)
         steps = (
-            _decompress(picture, need, wishes, data if jpeg else b"")
+            _decompress(picture, need, wishes, data if jpeg else b"", name)
             if need.task == "jpeg"
             else Step(need.task, Hints(sigma=need.sigma))
             for need in needs
@@ -224,16 +229,24 @@ def _asked_jpeg(picture: Picture, wishes: Wishes, file: bool) -> Need:
     return Need("jpeg", offset=offset, quality=quality)
 
 
-def _decompress(picture: Picture, need: Need, wishes: Wishes, data: bytes) -> Step:
+def _of_file(read: Callable[[bytes], Found], data: bytes, name: str) -> Found:
+    """What `read` finds in a JPEG file, its refusal with the name of the file."""
+    try:
+        return read(data)
+    except ImageError as error:
+        raise ImageError(f"{printable(name) if name else 'the image data'} {error}") from error.__cause__
+
+
+def _decompress(picture: Picture, need: Need, wishes: Wishes, data: bytes, name: str) -> Step:
     """Decompression: with the tables of the file, or those of a quality, or blind.
 
     Which chroma a picture had that was a JPEG once is not known. 4:2:0 is the usual one, and to say that of 4:4:4 is
     still better than to say nothing, by 0.05 to 0.1 dB on the training images that were held out.
     """
     if data:
-        hints = Hints(tables=read_tables(data), grid=(0, 0))
+        hints = Hints(tables=_of_file(read_tables, data, name), grid=(0, 0))
         if wishes.consistent is not False:
-            coefficients = read_coefficients(data)
+            coefficients = _of_file(read_coefficients, data, name)
             return Step("jpeg", hints, lambda image: project(image, coefficients).astype(np.float32))
         return Step("jpeg", hints)
     if need.quality is None:
@@ -258,9 +271,13 @@ def _inpaint(picture: Picture, mask: str | Path | Pixels, name: str) -> Plan:
 def _filled_alpha(alpha: Pixels | None, missing: NDArray[np.bool_]) -> Pixels | None:
     """Alpha that is opaque where holes were filled; None where it is opaque everywhere."""
     assert alpha is not None
-    opaque = 1 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max
-    filled = np.where(missing, opaque, alpha).astype(alpha.dtype)
-    return None if (filled == opaque).all() else filled
+    filled = np.where(missing, opaque(alpha), alpha)
+    return None if (filled == opaque(alpha)).all() else filled
+
+
+def opaque(alpha: Pixels) -> Pixels:
+    """Alpha that hides nothing, of this shape and dtype."""
+    return np.full_like(alpha, 1 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max)
 
 
 def _missing(picture: Picture, mask: str | Path | Pixels, name: str) -> NDArray[np.bool_]:
@@ -275,7 +292,8 @@ def _missing(picture: Picture, mask: str | Path | Pixels, name: str) -> NDArray[
         colour = parse_colour(mask) * (257 if picture.pixels.dtype == np.uint16 else 1)
         pixels = picture.pixels[..., None] if picture.pixels.ndim == 2 else picture.pixels
         return np.asarray((pixels == colour).all(-1))
-    shades = read_image(mask_of(Path(mask), name)).pixels
+    assert isinstance(mask, Path)
+    shades = read_image(mask_of(mask, name)).pixels
     top = np.iinfo(shades.dtype).max
     return np.asarray((shades if shades.ndim == 2 else shades.max(2)) > top // 2)
 
@@ -300,6 +318,6 @@ def parse_colour(text: str) -> NDArray[np.uint16]:
         values = bytes.fromhex(text.removeprefix("#"))
     except ValueError:
         values = b""
-    if len(values) != 3:
+    if len(values) != 3 or not text.startswith("#"):
         raise OptionError(f"'{text}' is no colour: write it as #rrggbb, such as #ff00ff.")
     return np.frombuffer(values, np.uint8).astype(np.uint16)

@@ -15,7 +15,7 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -44,6 +44,7 @@ _DESCRIPTIVE = frozenset({270, 271, 272, _ORIENTATION, 282, 283, 296, 305, 306, 
 _QUIET = logging.NullHandler()
 _PILLOW = threading.Lock()  # its limit of pixels is one for all threads
 _TRUNCATED = "is truncated: get a whole copy of the file"
+_MOST_PROFILE = 1 << 24  # bytes of an ICC profile; a PNG can hold gigabytes of one in little
 
 
 class ImageError(IraeError):
@@ -124,23 +125,25 @@ def read_file(path: Path) -> bytes:
         raise ImageError(f"{printable(path)} cannot be read ({reason}): name another file") from error
 
 
-def count_pixels(data: bytes) -> int:
-    """How many pixels an image file says that it has, without decoding it; 0 where it says nothing clear."""
+def count_pixels(path: Path) -> int:
+    """How many pixels an image file says that it has, of which little is read; 0 where it says nothing clear."""
     import tifffile
 
     try:
-        format = _format_of(data)
-        if format == "PNG":
-            width, height = struct.unpack_from(">II", data, 16)
-        elif format == "WEBP":
-            width, height, _ = _webp_header(data)
-        elif format == "TIFF":
-            logging.getLogger("tifffile").addHandler(_QUIET)
-            with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-                page: Any = tiff.pages[0]
-                width, height = page.imagewidth, page.imagelength
-        else:
-            width, height = _pillow_image(data, format).size
+        with open(path, "rb") as file:
+            start = file.read(32)
+            format = _format_of(start)
+            if format == "PNG":
+                width, height = struct.unpack_from(">II", start, 16)
+            elif format == "WEBP":
+                width, height, _ = _webp_header(start + file.read())
+            elif format == "TIFF":
+                logging.getLogger("tifffile").addHandler(_QUIET)
+                with tifffile.TiffFile(file) as tiff:
+                    page: Any = tiff.pages[0]
+                    width, height = page.imagewidth, page.imagelength
+            else:
+                width, height = _pillow_image(file, format).size
     except Exception:  # reading it will tell what is wrong
         return 0
     return int(width * height)
@@ -209,20 +212,20 @@ def _read_by_pillow(data: bytes, max_pixels: int, format: str) -> Picture:
     if format == "WEBP":  # opening it takes the memory of its pixels already
         width, height, lossy = _webp_header(data)
         _check_size(width, height, max_pixels)
-    image = _pillow_image(data, format)
+    image = _pillow_image(io.BytesIO(data), format)
     _check_size(image.width, image.height, max_pixels)
     samples = _pillow_samples(image)
     return _picture(samples, format, image.info.get("exif"), image.info.get("icc_profile"), lossy)
 
 
-def _pillow_image(data: bytes, format: str) -> Any:
+def _pillow_image(file: IO[bytes], format: str) -> Any:
     """Pillow's image, not decoded yet, without Pillow's own limit of pixels."""
     from PIL import Image
 
     with _PILLOW:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(io.BytesIO(data), formats=[format])
+            return Image.open(file, formats=[format])
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
@@ -274,7 +277,7 @@ def _read_png(data: bytes, max_pixels: int) -> Picture:
         _check_png_data(chunks[b"IDAT"], expected)
         samples = _opencv_samples(core)
     else:
-        samples = _pillow_samples(_pillow_image(core, "PNG"))
+        samples = _pillow_samples(_pillow_image(io.BytesIO(core), "PNG"))
         if depth < 8 or colour == 3 or interlaced or not samples[-1].any():  # Pillow leaves black what is missing
             _check_png_data(chunks[b"IDAT"], expected)
     samples = samples.reshape(height, width, -1)
@@ -314,16 +317,19 @@ def _check_png_data(bodies: list[bytes], expected: int) -> None:
     inflater, size = zlib.decompressobj(), 0
     for body in bodies:
         for at in range(0, len(body), 1 << 16):  # in pieces, to hold little of the result at a time
-            size += len(inflater.decompress(body[at : at + (1 << 16)]))
-    if size < expected:
-        raise ImageError(_TRUNCATED)
+            size += len(inflater.decompress(body[at : at + (1 << 16)], expected - size))
+            if size >= expected:
+                return
+    raise ImageError(_TRUNCATED)
 
 
 def _png_profile(body: bytes) -> bytes | None:
+    inflater = zlib.decompressobj()
     try:
-        return zlib.decompress(body.partition(b"\0")[2][1:])
+        profile = inflater.decompress(body.partition(b"\0")[2][1:], _MOST_PROFILE)
     except zlib.error:
         return None
+    return profile if inflater.eof else None
 
 
 def _keyed_alpha(samples: np.ndarray, key: bytes, depth: int) -> np.ndarray:
@@ -392,7 +398,7 @@ def _tiff_samples(page: Any, data: bytes) -> np.ndarray:
         samples = page.asarray()
         samples = np.moveaxis(samples, 0, 2) if samples.ndim == 3 and page.planarconfig == 2 else samples
     elif page.bitspersample <= 8:
-        return _pillow_samples(_pillow_image(_as_stored(page, data), "TIFF"))
+        return _pillow_samples(_pillow_image(io.BytesIO(_as_stored(page, data)), "TIFF"))
     elif plain and page.samplesperpixel != 2 and page.planarconfig == 1:
         samples = _opencv_samples(_as_stored(page, data))
     else:

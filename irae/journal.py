@@ -102,12 +102,12 @@ class Journal:
             overwrite: files that no run wrote may be replaced.
         """
         entries = self._entries.get(self.name(paths[0]), [])
-        found = {self.name(path): digest_file(path) for path in paths if path.exists()}
+        found = {self.name(path): digest_file(path) for path in paths if os.path.exists(path)}
         known = {item for entry in entries for item in entry.written.items()}
-        if not set(found.items()) <= known:
-            name = next(path for path in paths if (self.name(path), found.get(self.name(path))) not in known)
+        if foreign := [name for name, seen in found.items() if (name, seen) not in known]:
             if not overwrite:
-                return Verdict("refuse", f"{printable(name)} exists: give --overwrite to replace it.")
+                path = printable(self.folder / foreign[0])
+                return Verdict("refuse", f"{path} exists: give --overwrite to replace it.")
             return Verdict("restore", "what exists is replaced")
         if not entries:
             return Verdict("restore", "new")
@@ -175,13 +175,16 @@ class FolderLock:
                 raise JournalError(f"{printable(self.folder)} cannot be written: {reason(error)}.") from error
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 other = os.read(file, 20).decode(errors="replace").strip()
                 os.close(file)
                 raise JournalError(
                     f"Another run (process {other or 'unknown'}) writes to {printable(self.folder)}: "
                     "wait for it, or give another --output."
                 ) from error
+            except OSError:  # a file system without locks
+                os.close(file)
+                return self
             if _is_at(file, self._path):
                 break
             os.close(file)  # the other run ended just now and took its lock away

@@ -147,7 +147,11 @@ def read_coefficients(data: bytes) -> JpegCoefficients:
     try:
         image.load()  # refuses what is truncated, which jpeglib would fill up with grey
         levels = _levels(_bare(data))
+    except MemoryError:
+        raise
     except Exception as error:  # both raise nearly anything on damaged files
+        if isinstance(error, OSError) and error.errno:
+            raise  # the system's, such as a full disk under the temporary file
         raise ImageError("is damaged or truncated: get a whole copy of the file") from error
     return JpegCoefficients((image.height, image.width), levels[: len(steps)], steps, sampling)
 
@@ -269,7 +273,7 @@ def _open(data: bytes) -> Any:
     """Pillow's image of a JPEG, not decoded yet."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            return _pillow_image(data, "JPEG")
+            return _pillow_image(io.BytesIO(data), "JPEG")
     except Exception as error:  # the parser raises nearly anything on damaged files
         raise ImageError("is no JPEG, damaged or of a rare kind: get a whole copy or a PNG") from error
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from irae.compare import side_by_side
 from irae.degrade import NOISES, generator_for
-from irae.engine import ALPHA, Engine, Plan, Wishes, check_quality, mask_of
+from irae.engine import Engine, Plan, Wishes, check_quality, mask_of, opaque
 from irae.errors import printable
 from irae.images import (
     SUFFIXES,
@@ -30,6 +31,7 @@ from irae.images import (
     read_image,
     write_bytes,
 )
+from irae.journal import NAME as JOURNAL
 from irae.journal import Entry, Journal, Verdict, digest, digest_file
 from irae.jpeg import encode_jpeg, standard_tables
 from irae.masks import MASKS, mask_for
@@ -40,6 +42,7 @@ from irae.weights import weights_with_digest
 Pixels = NDArray[Any]
 
 SUBSAMPLINGS = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
+BYTES_A_PIXEL = 64  # of an image in flight, from its file's bytes to those of its result
 FORMAT_SUFFIXES = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg", "webp": ".webp", "bmp": ".bmp"}
 
 
@@ -78,24 +81,19 @@ def restore(
     if isinstance(image, (str, Path)):
         data = read_file(Path(image))
         picture = read_image(data)
-        plan = engine.plan(picture, wishes, data, Path(image).name)
+        plan = engine.plan(picture, wishes, data, str(image))
         restored, alpha = engine.run(plan, wishes), plan.picture.alpha
         return restored if alpha is None else np.dstack((restored, alpha))
     array = np.asarray(image)
-    alpha = array[..., -1] if array.ndim == 3 and array.shape[2] in (2, 4) else None
-    return with_colour(array, lambda pixels: engine.run(engine.plan(Picture(pixels, alpha), wishes), wishes))
-
-
-def with_colour(image: Pixels, function: Callable[[Pixels], Pixels]) -> Pixels:
-    """Apply `function`, of (H, W) or (H, W, 3), to the colour part of (H, W) or (H, W, 1 to 4); alpha stays."""
-    if image.ndim == 2:
-        return function(image)
-    if image.ndim != 3 or not 1 <= image.shape[2] <= 4:
-        raise OptionError(f"An image has the shape (H, W) or (H, W, 1 to 4), not {image.shape}.")
-    if image.shape[2] == 3:
-        return function(image)
-    colour = function(image[..., :3]) if image.shape[2] == 4 else function(image[..., 0])[..., None]
-    return np.concatenate((colour, image[..., colour.shape[2] :]), axis=2)
+    layers = array[..., None] if array.ndim == 2 else array
+    if layers.ndim != 3 or not 1 <= layers.shape[2] <= 4:
+        raise OptionError(f"An image has the shape (H, W) or (H, W, 1 to 4), not {array.shape}.")
+    alpha = layers[..., -1] if layers.shape[2] in (2, 4) else None
+    plan = engine.plan(Picture(layers[..., :3] if layers.shape[2] > 2 else layers[..., 0], alpha), wishes)
+    restored = engine.run(plan, wishes)
+    if alpha is not None:
+        restored = np.dstack((restored, opaque(alpha) if plan.picture.alpha is None else plan.picture.alpha))
+    return restored.reshape(array.shape)
 
 
 @dataclass(frozen=True)
@@ -164,8 +162,8 @@ def plan(
     PNG unless `format` says otherwise. Inputs that would get the same name keep their whole name in it.
 
     Raises:
-        OptionError: an input is missing, a folder holds no images, two inputs have one target, a target is an input,
-            or `output` and `format` contradict each other.
+        OptionError: an input is missing, a folder holds no images or cannot be read, two inputs have one target, or
+            `output` is no image file, or not of that format.
     """
     for path in inputs:
         if not path.exists():
@@ -173,19 +171,42 @@ def plan(
     one_file = len(inputs) == 1 and not inputs[0].is_dir()
     if output is not None and one_file and output.suffix and not output.is_dir():
         jobs = [Job(inputs[0], output)]
-        if format is not None and file_format(output) != format:
-            raise OptionError(f"{printable(output)} is no {format.upper()} file: leave --format out, or name another.")
+        if format not in (None, written := file_format(output)):
+            raise OptionError(f"{printable(output)} is a {written.upper()} file: leave --format out, or name another.")
     else:
         if output is not None and is_image_path(output) and not output.is_dir():
             raise OptionError(f"{printable(output)} names one file, and there are several inputs: name a folder.")
         jobs = _apart([job for path in inputs for job in _jobs(path, output, recursive, format, len(inputs) > 1)])
-    sources = {job.source.resolve() for job in jobs}
-    for job in jobs:
-        if job.target.resolve() in sources:
-            raise OptionError(
-                f"{printable(job.target)} is an input, and inputs are never overwritten: give another --output."
-            )
     return jobs
+
+
+def check_outputs(jobs: Sequence[Job], settings: Settings) -> None:
+    """See that nothing that is read would be written over, under whatever name, and nothing written twice.
+
+    Raises:
+        OptionError: it would.
+    """
+    mask = settings.wishes.mask
+    masks = [] if not isinstance(mask, Path) else list(mask.iterdir()) if mask.is_dir() else [mask]
+    inputs = {identity for path in (*masks, *(job.source for job in jobs)) if (identity := _identity(path))}
+    owners = dict[str, Job]()
+    for job in jobs:
+        for path in () if job.skip else _outputs(job, settings):
+            if _identity(path) in inputs:
+                raise OptionError(
+                    f"{printable(path)} is an input, and inputs are never overwritten: give another --output."
+                )
+            if owners.setdefault(os.path.realpath(path), job) is not job:
+                raise OptionError(f"Several inputs would be written to {printable(path)}: use different folders.")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from others whatever its name; None where there is none."""
+    try:
+        stat = path.stat()
+    except (OSError, ValueError):
+        return None
+    return stat.st_dev, stat.st_ino
 
 
 def judge(job: Job, content: bytes, engine: Engine, settings: Settings, journal: Journal | None) -> Verdict:
@@ -199,8 +220,12 @@ def judge(job: Job, content: bytes, engine: Engine, settings: Settings, journal:
         _check_output(path, job.source, settings.overwrite or journal is not None)
     if journal is None:
         return Verdict("restore", "new")
-    options = _options(job, settings)
+    options = _options(job, engine, settings)
     return journal.judge(paths, content, options, engine.weights_digest, settings.overwrite)
+
+
+class GateClosed(Exception):
+    """The run was stopped before an image got in."""
 
 
 class Gate:
@@ -211,14 +236,26 @@ class Gate:
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.inside = limit, 0
+        self.limit, self.inside, self.closed = limit, 0, False
         self._left = threading.Condition()
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        with self._left:
+            self.closed = True
+            self._left.notify_all()
 
     @contextmanager
     def admit(self, pixels: int) -> Iterator[None]:
-        """Wait until there is room for an image."""
+        """Wait until there is room for an image.
+
+        Raises:
+            GateClosed: the gate was closed.
+        """
         with self._left:
-            self._left.wait_for(lambda: not self.inside or self.inside + pixels <= self.limit)
+            self._left.wait_for(lambda: self.closed or not self.inside or self.inside + pixels <= self.limit)
+            if self.closed:
+                raise GateClosed
             self.inside += pixels
         try:
             yield
@@ -238,40 +275,51 @@ def restore_file(
         engine: the networks.
         settings: what is done.
         journal: of the folder of results: what is finished there is skipped, and what is written is noted.
-        gate: waited at before the image is decoded.
+        gate: waited at before the file is read.
 
     Raises:
         IraeError: the input cannot be read, an output exists or cannot be written; nothing is left half done.
+        GateClosed: the gate was closed; nothing was done.
     """
     start = time.monotonic()
     file_format(job.target)
     if journal is None:
         judge(job, b"", engine, settings, None)  # before time is spent
-    data = read_file(job.source)
-    verdict = judge(job, data, engine, settings, journal)
-    if verdict.action == "refuse":
-        raise OptionError(verdict.why)
-    if verdict.action == "skip":
-        return Skipped(job, verdict.why)
-    with gate.admit(count_pixels(data)) if gate else nullcontext():
+    with gate.admit(_room(job.source, settings.max_pixels)) if gate else nullcontext():
+        data = read_file(job.source)
+        verdict = judge(job, data, engine, settings, journal)
+        if verdict.action == "refuse":
+            raise OptionError(verdict.why)
+        if verdict.action == "skip":
+            return Skipped(job, verdict.why)
         contents, plan, size = _restore(job, data, engine, settings)
         tasks = tuple(step.task for step in plan.steps)
         if journal is not None:
             if engine.runner is not None:
                 journal.record_shape(engine.runner.device.type, engine.runner.shape)
             written = {journal.name(path): digest(content) for path, content in contents.items()}
-            weights = {task: engine.weights_digest(task) for task in tasks}
-            name, options = journal.name(job.target), _options(job, settings)
+            deciding = {"photo"} & set(engine.restorers)  # that network is asked where nobody said what to do
+            weights = {task: engine.weights_digest(task) for task in (*tasks, *deciding)}
+            name, options = journal.name(job.target), _options(job, engine, settings)
             journal.record(Entry(name, digest(data), options, weights, written))
         _write_all(contents, settings.overwrite or verdict.action == "redo")
     return Done(job, _outputs(job, settings), time.monotonic() - start, size / 1e6, tasks, plan.found)
+
+
+def _room(path: Path, max_pixels: int) -> int:
+    """The pixels that a file counts for at the gate: those that will be decoded, or what its bytes take."""
+    try:
+        size = path.stat().st_size
+    except OSError:  # reading it will tell what is wrong
+        return 0
+    return max(min(count_pixels(path), max_pixels), size // BYTES_A_PIXEL)
 
 
 def _restore(job: Job, data: bytes, engine: Engine, settings: Settings) -> tuple[dict[Path, bytes], Plan, int]:
     """The content of the files to write, the image last; what was done; and the number of pixels."""
     format = file_format(job.target).upper()
     picture = read_image(data, max_pixels=settings.max_pixels, name=printable(job.source))
-    plan = engine.plan(picture, settings.wishes, data, job.source.name)
+    plan = engine.plan(picture, settings.wishes, data, str(job.source))
     contents: dict[Path, bytes] = {}
     if settings.keep_rest:
         pixels, contents[rest_path(job.target)] = engine.run_with_rest(plan, settings.wishes)
@@ -416,14 +464,17 @@ def _outputs(job: Job, settings: Settings) -> tuple[Path, ...]:
     return (job.target, *[rest] * settings.keep_rest, *[compare] * settings.compare)
 
 
-def _options(job: Job, settings: Settings) -> dict[str, Any]:
+def _options(job: Job, engine: Engine, settings: Settings) -> dict[str, Any]:
     """What is asked for, in plain values, a mask as the digest of its content."""
-    options = {**vars(settings.wishes), "keep_rest": settings.keep_rest, "compare": settings.compare}
-    mask = settings.wishes.mask
-    if isinstance(mask, np.ndarray):
-        options["mask"] = digest(f"{mask.dtype} {mask.shape} ".encode() + mask.tobytes())
-    elif mask is not None and mask != ALPHA and not str(mask).startswith("#"):
-        options["mask"] = digest_file(mask_of(Path(mask), job.source.name))
+    wishes = settings.wishes
+    options = {**vars(wishes), "keep_rest": settings.keep_rest, "compare": settings.compare}
+    options["precision"] = engine.precision
+    if wishes.task == "auto" and engine.own_task is not None:
+        options["task"] = engine.own_task
+    if isinstance(wishes.mask, np.ndarray):
+        options["mask"] = digest(f"{wishes.mask.dtype} {wishes.mask.shape} ".encode() + wishes.mask.tobytes())
+    elif isinstance(wishes.mask, Path):
+        options["mask"] = digest_file(mask_of(wishes.mask, job.source.name))
     return options
 
 
@@ -445,8 +496,8 @@ def file_format(path: Path) -> str:
 
 
 def _check_output(path: Path, source: Path, overwrite: bool) -> None:
-    if path.exists():
-        if source.exists() and path.samefile(source):
+    if os.path.exists(path):
+        if _identity(path) == _identity(source):
             raise OptionError(f"{printable(source)} would be written over itself: inputs are never overwritten.")
         if not overwrite:
             raise OptionError(f"{printable(path)} exists: give --overwrite to replace it.")
@@ -483,18 +534,34 @@ def _jobs(path: Path, output: Path | None, recursive: bool, format: str | None, 
         return [Job(path, target.with_name(f"{target.stem}.restored{target.suffix}"))]
     resolved = path.resolve()
     folder = output or resolved.parent / f"{resolved.name}.restored"
-    if folder.resolve() == resolved:
+    results = folder.resolve()
+    if results == resolved:
         raise OptionError(f"{printable(path)} is the input: give another folder with --output.")
     jobs = []
-    for source in sorted(path.rglob("*") if recursive else path.iterdir()):
-        if is_image_path(source) and source.is_file():
-            place = source.resolve()
-            if not place.is_relative_to(folder.resolve()):
-                skip = "" if place.is_relative_to(resolved) else "a link that leads out of the folder is not followed"
-                jobs.append(Job(source, _target(source, folder / source.relative_to(path), format), folder, skip))
+    for source in sorted(_images_in(path, recursive)):
+        place = source.resolve()
+        if resolved.is_relative_to(results) or not place.is_relative_to(results):
+            skip = "" if place.is_relative_to(resolved) else "a link that leads out of the folder is not followed"
+            jobs.append(Job(source, _target(source, folder / source.relative_to(path), format), folder, skip))
     if not jobs:
         raise OptionError(f"The folder {printable(path)} holds no images{'' if recursive else ' (try --recursive)'}.")
     return jobs
+
+
+def _images_in(folder: Path, recursive: bool) -> Iterator[Path]:
+    """The image files in a folder; hidden files and folders and the results of earlier runs are none of it."""
+
+    def refuse(error: OSError) -> None:
+        raise OptionError(f"{printable(error.filename)} cannot be read: {error.strerror}.") from error
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        for name in files:
+            path = Path(place, name)
+            if not name.startswith(".") and is_image_path(path) and path.is_file():
+                yield path
+        folders[:] = [
+            f for f in folders if recursive and not f.startswith(".") and not Path(place, f, JOURNAL).exists()
+        ]
 
 
 def _target(source: Path, place: Path, format: str | None) -> Path:
@@ -506,17 +573,12 @@ def _target(source: Path, place: Path, format: str | None) -> Path:
 def _apart(jobs: list[Job]) -> list[Job]:
     """Targets that meet (also on a file system that ignores case) get the whole name of their input."""
     count = Counter(_place(job) for job in jobs)
-    apart = [
+    return [
         replace(job, target=job.target.with_name(job.source.name + job.target.name.removeprefix(job.source.stem)))
         if count[_place(job)] > 1 and job.source.suffix != job.target.suffix
         else job
         for job in jobs
     ]
-    count = Counter(_place(job) for job in apart)
-    for job in apart:
-        if count[_place(job)] > 1:
-            raise OptionError(f"Several inputs would be written to {printable(job.target)}: use different folders.")
-    return apart
 
 
 def _place(job: Job) -> str:

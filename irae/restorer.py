@@ -27,7 +27,7 @@ from irae.degrade import as_rgb
 from irae.errors import IraeError
 from irae.jpeg import JpegTables
 from irae.models.irae import IRAE, RecoverError, Rest
-from irae.runner import Runner
+from irae.runner import BYTES_A_PIXEL, Runner, free_memory
 from irae.tiles import Condition, restore_parts, restore_tiled
 from irae.weights import load_model
 
@@ -172,6 +172,7 @@ class Restorer:
 
         Raises:
             RecoverError: the input would not come back bit for bit, for example in a low precision.
+            MemoryError: the image is too large for it.
         """
         self._check(pixels, hints, strength)
         if hints.grid is not None and any(at % GRID_STEP for at in hints.grid):
@@ -182,6 +183,8 @@ class Restorer:
     def _with_rest(
         self, pixels: Pixels, hints: Hints, strength: float, afterwards: Afterwards | None
     ) -> tuple[Pixels, bytes]:
+        if pixels.shape[0] * pixels.shape[1] * BYTES_A_PIXEL > free_memory(self.device):
+            raise MemoryError("out of memory")
         image = self._image(pixels)
         precision = "fp32" if self.precision == "auto" else self.precision
         mask = np.zeros(pixels.shape[:2], np.bool_) if hints.mask is None else hints.mask

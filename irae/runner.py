@@ -27,6 +27,14 @@ BYTES_A_PIXEL = 1024  # of a window while the network works on it; the shipped o
 LEAST_TILE = 64
 CPU_TILE = 640  # on two servers windows of up to 768 pixels a side ran a third quicker a pixel than those of 1024
 GPU_TILE, GPU_BATCH = 1024, 4
+OUT_OF_MEMORY = (  # what torch and its libraries say, in small letters
+    "out of memory",
+    "not enough memory",
+    "can't allocate",
+    "bad_alloc",
+    "could not create a primitive",
+    "status_alloc_failed",
+)
 STREAMS = 2  # workers of a GPU: while one copies, the other computes
 
 
@@ -174,6 +182,8 @@ class Runner:
             return model
         if (model, device) not in self._copies:
             self._copies[model, device] = copy.deepcopy(model).to(device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # the other stream of this GPU uses it too
         return self._copies[model, device]
 
 
@@ -235,7 +245,12 @@ class Workers(Runner):
         with torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext():
             while not (self._closed and not self._waiting):
                 if requests := self._take():
-                    self._serve(requests, device, requests[0].batch)
+                    try:
+                        self._serve(requests, device, requests[0].batch)
+                    except BaseException as error:  # somebody waits for each of them
+                        for request in requests:
+                            if not request.result.done():
+                                request.result.set_exception(error)
                     del requests
 
     def _on(self, model: Network, device: torch.device) -> Network:
@@ -276,9 +291,12 @@ def free_memory(device: torch.device | None = None) -> int:
         found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
     except (OSError, ValueError):
         pass
-    try:  # the limit of a container
+    try:  # the limit of a container, whose use counts files that are kept in memory until it is needed
         group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        lines = (group / "memory.stat").read_text().splitlines()
+        files = sum(int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))
+        found.append(limit - used + files)
     except (OSError, ValueError):
         pass
     return max(0, min(found, default=4 << 30))
@@ -286,9 +304,8 @@ def free_memory(device: torch.device | None = None) -> int:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory did not suffice: Python's, that of a GPU, or that of torch on a CPU."""
-    text = str(error).lower()
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate" in text)
+        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ from irae.errors import IraeError
 from irae.models.baselines import Network
 from irae.runner import Runner, Shape, TileTooLarge
 
+_MEASURING = threading.Lock()
 Part = Callable[[slice, slice], Tensor]
 """A part of an image, (1, C, h, w), by its rows and columns."""
 Condition = Part
@@ -179,7 +181,6 @@ def _padded(part: Part, window: tuple[slice, slice], size: tuple[int, int]) -> T
     return F.pad(found, (0, right, 0, below), mode="replicate") if below or right else found
 
 
-@functools.lru_cache(maxsize=8)
 def reach(model: Network) -> int:
     """How far a pixel's influence reaches in pixels, rounded up to the size multiple: measured, not derived.
 
@@ -189,6 +190,12 @@ def reach(model: Network) -> int:
     Raises:
         IraeError: the network looks at the whole image at once, so it cannot work in tiles.
     """
+    with _MEASURING:  # once for all threads
+        return _reach(model)
+
+
+@functools.lru_cache(maxsize=8)
+def _reach(model: Network) -> int:
     return max(_reach_along(model, axis) for axis in (-2, -1))
 
 

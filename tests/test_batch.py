@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ from irae.batch import Batch, Failed, Outcome
 from irae.engine import Engine, Wishes
 from irae.images import Picture, read_image, write_image
 from irae.journal import LOCK, NAME, FolderLock, Journal, JournalError
-from irae.pipeline import Done, Gate, Settings, Skipped, plan
+from irae.models.irae import IRAEConfig
+from irae.pipeline import Done, Gate, GateClosed, Settings, Skipped, check_outputs, plan
+from irae.restorer import OptionError
 from irae.runner import Shape, Workers
+from tests.conftest import random_model
 
 Run = Callable[..., list[Outcome]]
 
@@ -79,6 +83,17 @@ def test_what_is_done_and_why(run: Run, folder: Path, tmp_path: Path, photo: NDA
     assert "--overwrite" in failed.sentence and failed.job.source.name == "3.png"
     assert sum(isinstance(outcome, Done) for outcome in run(overwrite=True)) == 1
     assert contents(results) == before
+
+
+def test_other_precision_or_task_is_a_reason(run: Run, folder: Path, tmp_path: Path, weights_file: Path) -> None:
+    run()
+    for precision, expected in (("bf16", Done), ("bf16", Skipped)):
+        engine = Engine(weights_file, "cpu", precision)
+        outcomes = list(Batch(plan([folder]), engine, Settings(Wishes("denoise"))).run())
+        assert all(isinstance(outcome, expected) for outcome in outcomes)
+    network = random_model(IRAEConfig("photo", channels=(12,)))
+    outcomes = list(Batch(plan([folder]), Engine(network, "cpu", "bf16"), Settings()).run())
+    assert [outcome.tasks for outcome in outcomes if isinstance(outcome, Done)] == [("photo",)] * 8
 
 
 def test_other_weights_are_a_reason(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +185,60 @@ def test_links_out_and_the_output_inside_are_left_out(
     assert set(contents(folder / "results")) == {f"{number}.png" for number in range(9)}
 
 
+def test_what_is_no_input_is_left_out(folder: Path, photo: NDArray[Any]) -> None:
+    """Hidden files, and the results of another run, which lie inside."""
+    for name in ("._0.png", ".hidden/a.png", "old.restored/a.png", "sub/a.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_image(folder / name, Picture(photo))
+    (folder / "old.restored" / NAME).touch()
+    found = {job.source.relative_to(folder).as_posix() for job in plan([folder], recursive=True)}
+    assert found == {*(f"{number}.png" for number in range(8)), "sub/a.png"}
+
+
+def test_output_may_lie_above_the_input(folder: Path) -> None:
+    jobs = plan([folder], folder.parent)
+    assert {job.target for job in jobs} == {folder.parent / f"{number}.png" for number in range(8)}
+
+
+def test_names_that_differ_in_case_alone_keep_apart(tmp_path: Path, photo: NDArray[Any]) -> None:
+    for name in ("a.png", "A.png"):
+        write_image(tmp_path / name, Picture(photo))
+    if len(list(tmp_path.iterdir())) == 2:  # else this file system cannot hold both
+        jobs = plan([tmp_path])
+        check_outputs(jobs, Settings())
+        assert len({job.target for job in jobs}) == 2
+
+
+def test_a_folder_that_cannot_be_read_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "sub").mkdir()
+    scandir = os.scandir
+
+    def closed(path: Any) -> Any:
+        if str(path).endswith("sub"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(OptionError, match="sub cannot be read"):
+        plan([folder], recursive=True)
+
+
+def test_a_foreign_list_of_failures_stays(run: Run, tmp_path: Path) -> None:
+    mine = tmp_path / "in.restored" / "failures.jsonl"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    run()
+    assert mine.read_text() == "mine"
+
+
+def test_a_file_system_without_locks_will_do(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    assert all(isinstance(outcome, Done) for outcome in run())
+
+
 def test_two_runs_refuse_each_other(run: Run, tmp_path: Path) -> None:
     results = tmp_path / "in.restored"
     hold = (
@@ -207,3 +276,21 @@ def test_the_gate_lets_large_images_in_alone() -> None:
     with gate.admit(60), gate.admit(40):
         assert gate.inside == 100
     assert gate.inside == 0
+
+
+def test_a_closed_gate_lets_nobody_in() -> None:
+    gate, met = Gate(100), list[str]()
+
+    def wait() -> None:
+        try:
+            with gate.admit(80):
+                met.append("in")
+        except GateClosed:
+            met.append("closed")
+
+    with gate.admit(80):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        gate.close()
+        thread.join()
+    assert met == ["closed"]

@@ -13,6 +13,7 @@ from irae.engine import Engine, Wishes
 from irae.errors import IraeError
 from irae.images import Picture, read_image, write_image
 from irae.jpeg import consistent_share, encode_jpeg, project, standard_tables
+from irae.pipeline import restore
 from irae.restorer import HOLE_DEPTH, Hints, Restorer
 from irae.tiles import reach
 
@@ -62,6 +63,8 @@ def test_a_mask_has_many_sources(
     half = Picture(photo, np.where(holes, 0, 99).astype(np.uint8))
     _, picture = inpainted(engine, half, "alpha")
     assert picture.alpha is not None and np.array_equal(picture.alpha, np.where(holes, 255, 99))
+    array = restore(np.dstack((photo, transparent.alpha)), mask="alpha", model=engine.restorer("inpaint").model)
+    assert np.array_equal(array[..., :3], expected) and (array[..., 3] == 255).all()
     coloured = photo.copy()
     coloured[holes] = magenta
     assert np.array_equal(inpainted(engine, Picture(coloured), "#ff00ff")[0], expected)

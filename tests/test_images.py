@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -862,3 +863,23 @@ def test_the_import_is_light():
     code = "import irae.images, sys; print([m for m in ('cv2', 'PIL', 'tifffile', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("part", [b"iCCP", b"IDAT"])
+def test_png_bombs_are_not_inflated(part):
+    """A megabyte that inflates to a gigabyte, as an ICC profile and as rows that the picture does not have."""
+    zeros = zlib.compressobj()
+    bomb = b"".join(zeros.compress(bytes(1 << 20)) for _ in range(1 << 10)) + zeros.flush()
+    bodies = {b"PLTE": bytes(3), b"iCCP": b"x\0\0", b"IDAT": zlib.compress(bytes(20))}
+    bodies[part] += bomb if part == b"iCCP" else b""
+    bodies[b"IDAT"] = bomb if part == b"IDAT" else bodies[b"IDAT"]
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 3, 0, 0, 0))
+    chunks = b"".join(png_chunk(*chunk) for chunk in bodies.items())
+    file = b"\x89PNG\r\n\x1a\n" + header + chunks + png_chunk(b"IEND", b"")
+    tracemalloc.start()
+    try:
+        read = read_image(file)
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
+    assert read.icc is None and not read.pixels.any()

@@ -112,3 +112,12 @@ def test_windows_fit_the_memory_whatever_the_reach(monkeypatch: pytest.MonkeyPat
     step = shape.step(reach)
     assert step == LEAST_TILE or (step + 2 * reach) ** 2 * BYTES_A_PIXEL <= free // 2
     assert step >= 2 * reach or step + 2 * reach >= shape.window or step == LEAST_TILE
+
+
+def test_a_worker_that_breaks_leaves_nobody_waiting(model: SmallMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise SystemError("the device is gone")
+
+    monkeypatch.setattr(Workers, "_serve", broken)
+    with Workers([CPU], Shape(64)) as workers, pytest.raises(SystemError, match="gone"):
+        restore(model, torch.rand(1, 3, 40, 40), workers)

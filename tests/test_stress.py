@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -17,8 +19,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.ImageCms import ImageCmsProfile, createProfile
 
 from irae.images import ImageError, Picture, encode_image, read_image
+from irae.journal import NAME
 
 pytestmark = pytest.mark.stress
 
@@ -32,12 +36,25 @@ def originals() -> list[bytes]:
     files += [encode_image(Picture(deep, deep[..., 0]), kind) for kind in ("PNG", "TIFF")]
     palette = io.BytesIO()
     Image.fromarray(pixels).convert("P").save(palette, "PNG")
-    return [*files, palette.getvalue()]
+    profiled = io.BytesIO()
+    Image.fromarray(pixels).save(profiled, "PNG", icc_profile=ImageCmsProfile(createProfile("sRGB")).tobytes())
+    return [*files, palette.getvalue(), profiled.getvalue()]
+
+
+def most_memory() -> int:
+    """Bytes that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_any_damage_is_read_or_refused() -> None:
+    before = most_memory()
+    damaged_files_are_read_or_refused()
+    assert most_memory() - before < 500e6
 
 
 @settings(max_examples=130_000, deadline=5000, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), original=st.sampled_from(originals()))
-def test_any_damage_is_read_or_refused(data: st.DataObject, original: bytes) -> None:
+def damaged_files_are_read_or_refused(data: st.DataObject, original: bytes) -> None:
     content = bytearray(original)
     for _ in range(data.draw(st.integers(0, 6))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -100,7 +117,15 @@ def test_a_batch_killed_at_random_moments_ends_as_an_undisturbed_one(
     def command(results: str) -> list[str]:
         return [sys.executable, "-m", "irae.cli", "restore", str(folder), "-o", str(tmp_path / results), *options]
 
+    def begin(results: str) -> None:
+        """A folder of results whose journal says that images are cut small, and their tiles restored by threes."""
+        (tmp_path / results).mkdir()
+        line = {"device": "cpu", "shape": {"tile": 48, "batch": 3, "window": 0}}
+        (tmp_path / results / NAME).write_text(json.dumps(line) + "\n")
+
     options = ["--model", str(weights_file), "--task", "denoise", "--precision", "fp32"]
+    begin("whole")
+    begin("killed")
     start = time.monotonic()
     subprocess.run(command("whole"), check=True, capture_output=True)
     length = time.monotonic() - start
@@ -115,6 +140,7 @@ def test_a_batch_killed_at_random_moments_ends_as_an_undisturbed_one(
         moments.append(len(list(results.glob("*.png"))))
         if moments[-1] == 100:  # it was quick: all over again, to be killed some more
             shutil.rmtree(results)
+            begin("killed")
     assert any(0 < moment < 100 for moment in moments)
     subprocess.run(command("killed"), check=True, capture_output=True)
     whole, killed = ({p.name: p.read_bytes() for p in (tmp_path / f).glob("*.png")} for f in ("whole", "killed"))

@@ -158,7 +158,7 @@ def fit(network: nn.Module, batches: PatchBatches, setup: Setup) -> tuple[nn.Mod
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(OPTIMISER.average))
     optimisers, start, loss = make_optimisers(network, OPTIMISER), time.monotonic(), math.nan
-    for step in range(setup.most_steps):
+    for step in range(setup.most_steps + 1):
         over = max((time.monotonic() - start) / (60 * setup.minutes), step / setup.most_steps)
         if over >= 1:
             break

@@ -217,6 +217,41 @@ def test_no_input_is_ever_replaced(irae: Run, run: Run, noisy: Path) -> None:
     assert noisy.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("a.png", "a.restored.png.compare.png", "--compare"),
+        ("a.png", "--mask", "mask.png", "-o", "mask.png"),
+        ("a.png", "--mask", "mask.png", "-o", "link.png"),
+        ("folder", "--compare"),
+        ("A.png", "a.png", "-o", "."),
+    ],
+)
+def test_nothing_that_is_read_is_written_over(
+    run: Run, tmp_path: Path, photo: NDArray[Any], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """Neither a picture that is an input by another name, nor a mask; and no two results under one name."""
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    for name in ("a.png", "A.png", "a.restored.png.compare.png", "folder/a.png", "folder/a.png.compare.png"):
+        write_image(name, Picture(photo))
+    write_image("mask.png", Picture((photo[..., 0] > 200).astype(np.uint8) * 255))
+    Path("link.png").hardlink_to("mask.png")
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    result = run("restore", *arguments, "--overwrite")
+    assert result.code == 2 and len(result.err.splitlines()) == 1
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+
+
+def test_standard_input_is_not_written_over(noisy: Path, weights_file: Path) -> None:
+    command = [sys.executable, "-m", "irae.cli", "restore", "-", "-o", str(noisy), "--overwrite"]
+    before = noisy.read_bytes()
+    with noisy.open("rb") as file:
+        done = subprocess.run([*command, "--model", str(weights_file)], stdin=file, capture_output=True, text=True)
+    assert done.returncode == 2 and "never overwritten" in done.stderr
+    assert noisy.read_bytes() == before
+
+
 def test_a_failed_restore_leaves_nothing_behind(irae: Run, noisy: Path, tmp_path: Path) -> None:
     (tmp_path / "noisy.restored.png.compare.png").touch()
     assert irae(noisy, "--compare", "--keep-rest").code == 1
@@ -290,15 +325,21 @@ def test_models_and_info(run: Run) -> None:
     assert run("info", "nothing").code == 2
 
 
-BAD = {
+FAILS = {
     "text named png": ["text.png"],
     "truncated": ["cut.png"],
     "empty": ["empty.png"],
+    "output below a file": ["good.png", "-o", "text.png/x.png"],
+    "output folder below a file": ["good.png", "-o", "text.png/x"],
+    "rest of a JPEG": ["good.png", "--keep-rest", "--format", "jpeg"],
+    "a mask of another size": ["good.png", "--mask", "small.png"],
+    "a name that leaves no room for its results": ["y" * 245 + ".png"],
+    "more pixels than are allowed": ["good.png", "--max-pixels", "0.001"],
+}
+REFUSED = {
     "missing": ["missing.png"],
     "missing, to standard output": ["missing.png", "-o", "-"],
     "folder without images": ["nothing"],
-    "output below a file": ["good.png", "-o", "text.png/x.png"],
-    "output folder below a file": ["good.png", "-o", "text.png/x"],
     "unknown output format": ["good.png", "-o", "x.gif"],
     "output and format disagree": ["good.png", "-o", "x.png", "--format", "tiff"],
     "one output file for two inputs": ["good.png", "text.png", "-o", "x.png"],
@@ -312,11 +353,14 @@ BAD = {
     "empty weights": ["good.png", "--model", "zero.safetensors"],
     "unknown weights": ["good.png", "--model", "denose"],
     "unknown task": ["good.png", "--task", "denose"],
-    "rest of a JPEG": ["good.png", "--keep-rest", "--format", "jpeg"],
+    "a mask that is not there": ["good.png", "--mask", "nowhere.png"],
+    "a colour without its sign": ["good.png", "--mask-color", "ff00ff"],
+    "no limit of pixels": ["good.png", "--max-pixels", "inf"],
+    "noise kept to a JPEG": ["good.png", "--sigma", "10", "--consistent"],
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", [*FAILS, *REFUSED])
 def test_bad_input_is_one_sentence(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("text.png").write_text("this is no image")
@@ -325,9 +369,11 @@ def test_bad_input_is_one_sentence(run: Run, tmp_path: Path, monkeypatch: pytest
     Path("empty.png").touch()
     Path("zero.safetensors").touch()
     Path("nothing").mkdir()
+    Image.effect_noise((8, 8), 50).save("small.png")
+    Image.effect_noise((64, 64), 50).save("y" * 245 + ".png")
     before = names(tmp_path)
-    result = run("restore", *BAD[case])
-    assert result.code in (1, 2)
+    result = run("restore", *(FAILS | REFUSED)[case])
+    assert result.code == (1 if case in FAILS else 2)
     assert "Traceback" not in result.err and result.out == ""
     assert result.err.strip() and (result.err.startswith("Usage") or len(result.err.strip().splitlines()) <= 2)
     assert names(tmp_path) == before
