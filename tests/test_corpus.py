@@ -105,7 +105,8 @@ for _kind, _suffix in (("PNG", "png"), ("JPEG", "jpg"), ("TIFF", "tif"), ("WEBP"
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_each_is_restored_rightly_or_refused_by_one_sentence(tmp_path: Path, weights_file: Path) -> None:
+@pytest.mark.parametrize("task", ["denoise", "auto"])
+def test_each_is_restored_rightly_or_refused_by_one_sentence(tmp_path: Path, weights_file: Path, task: str) -> None:
     assert len(GOOD) + len(BAD) >= 60
     folder = tmp_path / "in"
     folder.mkdir()
@@ -115,8 +116,9 @@ def test_each_is_restored_rightly_or_refused_by_one_sentence(tmp_path: Path, wei
         (folder / name).write_bytes(content)
     jobs = plan([folder])
     with Workers([torch.device("cpu")]) as workers:
-        engine = Engine(weights_file, "cpu", "fp32", workers)
-        outcomes = {o.job.source.name: o for o in Batch(jobs, engine, Settings(Wishes("denoise", strength=0))).run()}
+        engine = Engine(weights_file if task == "denoise" else None, "cpu", "fp32", workers)
+        wishes = Wishes(task, strength=0, consistent=False if task == "auto" else None)
+        outcomes = {o.job.source.name: o for o in Batch(jobs, engine, Settings(wishes)).run()}
     assert set(outcomes) == set(GOOD) | set(BAD)
     wrong = {name for name, outcome in outcomes.items() if isinstance(outcome, Done) != (name in GOOD)}
     assert not wrong, {name: getattr(outcomes[name], "sentence", "restored") for name in wrong}
