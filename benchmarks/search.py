@@ -83,7 +83,7 @@ def main(
     variants: Annotated[str, typer.Option(help="By name, semicolons between; all by default.")] = ";".join(VARIANTS),
     threads: Annotated[int, typer.Option(help="Of a CPU.")] = 1,
     device: Annotated[str, typer.Option()] = "cpu",
-    workers: Annotated[int, typer.Option(help="Processes that make batches.")] = 1,
+    workers: Annotated[int | None, typer.Option(help="Processes that make batches.")] = None,
     compile: Annotated[bool, typer.Option(help="Let torch.compile fuse the network.")] = False,
 ) -> None:
     """Print a Markdown table, row by row."""
@@ -134,10 +134,11 @@ def seconds_a_step(recipe: Recipe, training: list[Image], options: Options) -> f
     batches = trial.loader(PatchBatches(recipe, training))
     for batch in islice(batches, WARM_UP):
         trial.update(batch)
+    float(trial.losses[-1])  # a GPU has done them by now
     start = time.monotonic()
     for batch in islice(batches, TIMED):
         trial.update(batch)
-    float(trial.losses[-1])  # a GPU has done it then
+    float(trial.losses[-1])
     return (time.monotonic() - start) / TIMED
 
 

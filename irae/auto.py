@@ -36,6 +36,9 @@ MOST_MISFIT = 0.6  # nats a coefficient: libjpeg's tables rarely lack more than 
 LEAST_CAMERA = 1.75  # level times correlation; docs/auto.md counts how often it errs
 LEAST_CORRELATION = 0.4  # camera noise has mostly more, white noise under a JPEG of 75 or better mostly less
 LEAST_CAMERA_QUALITY = 65  # cameras write finer JPEGs
+LEAST_DETAIL = 1.5  # of a DCT coefficient, beyond what rounding pixels makes of 0
+LEAST_DETAILS = 0.02  # a block: quality 1 leaves 0.25, a picture enlarged 8 times without interpolation none
+FEW_COLOURS, FEW_GREYS = 64, 16  # noise of level 3 alone makes 20 greys, photographs and noise thousands of colours
 LEAST_VALUES = 50  # of a frequency, to tell its step
 DETAIL_DECAY = 4.0  # of its variance with frequency; 6 is no better
 
@@ -131,6 +134,8 @@ def decide(
     """
     if mask:
         return Decision((Step("inpaint"),), "A mask is given: inpainting.")
+    if tables is None and has_few_colours(picture.pixels):
+        return Decision((), f"Few colours found in the {picture.format}, as drawings have them: nothing to do.")
     found_grid = (0, 0) if tables is not None else find_grid(picture)
     if tables is not None:
         like = Compression(equal_quality(tables.luma), libjpeg=True)
@@ -160,7 +165,10 @@ def find_grid(picture: Picture) -> tuple[int, int] | None:
     if picture.lossy:  # lossy WebP has blocks of its own
         return None
     grid = blockiness(picture.pixels)
-    return grid.offset if grid.score >= LEAST_GRID else None
+    if grid.score < LEAST_GRID:
+        return None
+    details = np.abs(_coefficients(picture.pixels, grid.offset).reshape(-1, 64)[:, 1:]) > LEAST_DETAIL
+    return grid.offset if details.sum() >= LEAST_DETAILS * len(details) else None
 
 
 def _decide_jpeg(pixels: Pixels, luma: Pixels, like: Compression, offset: tuple[int, int], place: str) -> Decision:
@@ -313,7 +321,7 @@ def estimate_compression(pixels: Pixels, offset: tuple[int, int]) -> Compression
     the quality is the one whose steps are as coarse on average.
     """
     coefficients = _coefficients(pixels, offset).reshape(-1, 64)[:, 1:]
-    blocks, frequencies = np.nonzero(np.abs(coefficients) > 1.5)
+    blocks, frequencies = np.nonzero(np.abs(coefficients) > LEAST_DETAIL)
     values = coefficients[blocks, frequencies]
     thin = slice(None, None, 1 + len(values) // 20_000)
     values, frequencies = values[thin], frequencies[thin]
@@ -390,6 +398,17 @@ def _blocks(plane: NDArray[Any]) -> NDArray[Any]:
 def _cosines() -> Floats:
     """(8, 8), the orthonormal DCT: a frequency a row."""
     return dctn(np.eye(8), axes=[0], norm="ortho")
+
+
+def has_few_colours(pixels: Pixels) -> bool:
+    """Whether a picture (H, W) or (H, W, 3) of integers has no more colours than a drawing, screen or dither."""
+    if pixels.dtype.kind == "f":
+        return False
+    most = FEW_GREYS if is_grey(pixels) else FEW_COLOURS
+    colours = np.atleast_3d(pixels).reshape(-1, np.atleast_3d(pixels).shape[2]).astype(np.uint64)
+    codes = colours @ np.array([1, 1 << 16, 1 << 32][: colours.shape[1]], np.uint64)
+    thin = codes[:: 1 + len(codes) // PATCHES]  # which tells of nearly every photograph
+    return len(np.unique(thin)) <= most and len(np.unique(codes)) <= most
 
 
 def is_grey(pixels: Pixels) -> bool:

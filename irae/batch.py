@@ -7,7 +7,6 @@ Each file has one thread from its first byte to its last, and all of them hand t
 from __future__ import annotations
 
 import errno
-import os
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -34,7 +33,7 @@ from irae.pipeline import (
     judge,
     restore_file,
 )
-from irae.runner import free_memory, out_of_memory
+from irae.runner import cores, free_memory, out_of_memory
 
 MOST_THREADS = 16
 AHEAD = 4  # files given to each thread before the oldest result is asked for: a large one keeps no others waiting
@@ -87,7 +86,7 @@ class Batch:
     def __init__(self, jobs: Sequence[Job], engine: Engine, settings: Settings, threads: int | None = None) -> None:
         check_outputs(jobs, settings)
         self.jobs, self.engine, self.settings = jobs, engine, settings
-        self.threads = min(threads or min(_cores() + 1, MOST_THREADS), max(1, len(jobs)))
+        self.threads = min(threads or min(cores() + 1, MOST_THREADS), max(1, len(jobs)))
         self.gate = Gate(free_memory() // 2 // BYTES_A_PIXEL)
         self.stopping = False
 
@@ -182,7 +181,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         cv2.utils.logging.setLogLevel(level)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -483,7 +483,10 @@ def train(
     max_minutes: Annotated[float, typer.Option("--max-minutes", help="Stop then, with a checkpoint.")] = math.inf,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
     every: Annotated[int, typer.Option("--every", min=1, help="Steps between evaluations.")] = 1000,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that make batches.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=0, help="Processes that make batches.  [default: 1; with a GPU all cores but 2]"),
+    ] = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Fuse the network by torch.compile: quicker steps, a slower start.")
     ] = False,

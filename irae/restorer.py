@@ -310,6 +310,8 @@ def pick_device(device: str) -> torch.device:
         device = next(name for name in ("cuda", "mps", "cpu") if available[name])
     if not available[device]:
         raise OptionError(f"This machine has no device '{device}': use --device auto.")
+    if device == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # fp32 is to mean it
     return torch.device(device)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -279,6 +280,11 @@ def choose_shape(device: torch.device, batches: bool = True) -> Shape:
         tile //= 2
     batch = max(1, min(GPU_BATCH, room // _bytes(tile))) if gpu and batches else 1
     return Shape(tile, batch, math.isqrt(room // batch // BYTES_A_PIXEL))
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory(device: torch.device | None = None) -> int:

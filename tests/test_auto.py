@@ -81,6 +81,31 @@ def test_a_picture_with_nothing_in_it_is_left_alone(shape: tuple[int, ...], valu
     assert decide(Picture(image, format="JPEG"), standard_tables(50)).steps[0].task == "jpeg"
 
 
+def test_drawings_are_left_alone(clean: NDArray[Any]) -> None:
+    """Few colours, or cells of 8 x 8 pixels, which a grid of JPEG blocks would look like."""
+    grey = clean[..., 1]
+    bayer = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]).repeat(4, 0).repeat(4, 1)
+    threshold = np.resize(np.tile(bayer[::4, ::4], (64, 64)), grey.shape) * 16
+    art = np.random.default_rng(0).choice(np.arange(6) * 50, (32, 32, 3)).astype(np.uint8)
+    drawings = {
+        "dithered": (grey > threshold).astype(np.uint8) * 255,
+        "dithered colours": (clean > threshold[..., None]).astype(np.uint8) * 255,
+        "halftone": (grey // 64 * 85).astype(np.uint8),
+        "pixel art": np.where(art > 100, 255, art // 100 * 80).repeat(4, 0).repeat(4, 1).astype(np.uint8),
+        "enlarged": clean[:40, :40].repeat(8, 0).repeat(8, 1),
+        "enlarged, 16 bits": clean[:40, :40].repeat(8, 0).repeat(8, 1).astype(np.uint16) * 257,
+    }
+    for name, pixels in drawings.items():
+        assert decide(Picture(pixels), photo=lambda part: part).steps == (), name
+
+
+def test_few_colours_are_no_reason_to_leave_a_small_noisy_picture_alone() -> None:
+    rng = np.random.default_rng(0)
+    for shape, sigma in (((32, 32, 3), 10), ((64, 64), 10)):
+        noisy = np.clip(np.rint(128 + rng.normal(0, sigma, shape)), 0, 255).astype(np.uint8)
+        assert [step.task for step in decide(Picture(noisy)).steps] == ["denoise"]
+
+
 def test_a_noisy_photograph_is_denoised_at_its_level(clean: NDArray[Any]) -> None:
     decision = decide(Picture(noisy(clean, 20)))
     (step,) = decision.steps

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from skimage.data import astronaut
 
 from irae.engine import Engine, Wishes
 from irae.errors import IraeError
 from irae.images import Picture, read_image, write_image
 from irae.jpeg import consistent_share, encode_jpeg, project, standard_tables
+from irae.metrics import psnr
 from irae.pipeline import restore
 from irae.restorer import HOLE_DEPTH, Hints, Restorer
 from irae.tiles import reach
@@ -110,6 +112,18 @@ def test_a_jpeg_file_is_restored_with_its_own_tables(
     assert np.abs(project(levels, file) - levels).max() < np.abs(project(free / 255, file) - free / 255).max()
 
 
+@pytest.mark.parametrize("sampling", [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize("quality", [20, 75])
+def test_a_jpeg_gains_whatever_the_resolution_of_its_chroma(sampling: tuple[int, int], quality: int) -> None:
+    clean = np.ascontiguousarray(astronaut()[40:232, 130:354])
+    file, engine = encode_jpeg(clean, quality, sampling), Engine()
+    picture = read_image(file)
+    for consistent in (True, False):
+        wishes = Wishes("jpeg", consistent=consistent)
+        restored = engine.run(engine.plan(picture, wishes, file), wishes)
+        assert psnr(restored, clean) > psnr(picture.pixels, clean) + (1 if quality == 20 else 0.5)
+
+
 def test_a_quality_that_the_user_gives_stands_for_the_tables(engines: dict[str, Engine], photo: Pixels) -> None:
     file = encode_jpeg(photo, 20)
     picture, engine = read_image(file), engines["jpeg"]
@@ -146,8 +160,6 @@ def test_the_rest_of_every_task_gives_the_input_back(
 
 
 def test_auto_leaves_a_clean_picture_alone_and_denoises_a_noisy_one(photo: Pixels) -> None:
-    from skimage.data import astronaut
-
     clean = np.ascontiguousarray(astronaut()[::2, ::2])
     noisy = clean + np.random.default_rng(0).normal(0, 25, clean.shape)
     engine = Engine()

@@ -28,6 +28,10 @@ class Batch:
     clean: Tensor
     cond: Tensor
 
+    def pin_memory(self) -> Batch:
+        """The batch where a GPU copies from without waiting; the data loader calls it."""
+        return Batch(self.damaged.pin_memory(), self.clean.pin_memory(), self.cond.pin_memory())
+
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, images in channels_last."""
         layout = torch.channels_last

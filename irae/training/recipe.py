@@ -12,7 +12,6 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-import torch
 from torch import Tensor, nn
 
 from irae.degrade import NOISES
@@ -23,7 +22,7 @@ from irae.models.baselines import Config, config_class
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": nn.functional.l1_loss,
     "mse": nn.functional.mse_loss,
-    "charbonnier": lambda restored, clean: torch.hypot(restored - clean, torch.tensor(1e-3)).mean(),
+    "charbonnier": lambda restored, clean: ((restored - clean).square() + 1e-6).sqrt().mean(),
 }
 ALGORITHMS = ("muon", "adam", "sgd")
 
@@ -51,6 +50,10 @@ class Data:
     shrink_most: float = 2.5
     recolour: float = 0.3
     grey: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not all(0 <= share <= 1 for share in (self.shrink, self.recolour, self.grey)) or self.shrink_most < 1:
+            raise ValueError("`shrink`, `recolour` and `grey` are between 0 and 1, and `shrink_most` is at least 1.")
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,9 @@ class JpegMix:
     def __post_init__(self) -> None:
         if len(self.quality) != 2 or not 1 <= self.quality[0] <= self.quality[1] <= 100:
             raise ValueError("The JPEG qualities are two, the lower first, between 1 and 100.")
+        shares = (self.subsampled, self.flattened, self.twice, self.noise, self.hidden)
+        if not all(0 <= share <= 1 for share in shares) or self.noise_most < 0:
+            raise ValueError("The shares of a JPEG mix are between 0 and 1, and `noise_most` is not negative.")
 
 
 @dataclass(frozen=True)

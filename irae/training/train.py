@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from irae.degrade import to_8bit
 from irae.images import make_folder, write_bytes
 from irae.models.baselines import build_network
+from irae.runner import cores
 from irae.training.data import Batch, Image, PatchBatches, load_training_images
 from irae.training.muon import Muon
 from irae.training.recipe import LOSSES, Optimiser, Recipe, RecipeError
@@ -46,7 +47,7 @@ class Options:
         max_minutes: stop after that time, with a checkpoint.
         resume: go on from the checkpoint, where there is one.
         every: steps between two evaluations on the held-out images, each followed by a checkpoint.
-        workers: processes that make batches.
+        workers: processes that make batches; by default 1 on a CPU, and on a GPU all cores but two.
         compile: let `torch.compile` fuse the network; on a CPU a step then takes three quarters of the time.
     """
 
@@ -55,7 +56,7 @@ class Options:
     max_minutes: float = math.inf
     resume: bool = False
     every: int = 1000
-    workers: int = 1
+    workers: int | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -75,6 +76,7 @@ def train(recipe: Recipe, folder: Path, root: Path | None = None, options: Optio
     Returns:
         The metrics of the last evaluation: PSNR in dB on the held-out images by trial.
     """
+    deadline = time.monotonic() + 60 * options.max_minutes
     make_folder(folder)
     run = Run(recipe, folder, options)
     if options.resume:
@@ -83,7 +85,6 @@ def train(recipe: Recipe, folder: Path, root: Path | None = None, options: Optio
         raise RecipeError(f"{folder} holds a run: give --resume to go on with it, or another --output.")
     training, held_out = load_training_images(recipe.data, root)
     batches = PatchBatches(recipe, training)
-    deadline = time.monotonic() + 60 * options.max_minutes
     metrics: dict[str, float] = {}
     with _progress(recipe) as bar:
         task = bar.add_task(recipe.name, total=recipe.steps, completed=run.step, quality="")
@@ -128,12 +129,15 @@ class Run:
     def loader(self, batches: PatchBatches) -> Iterator[Batch]:
         """The batches from the present step on, made in other processes."""
         workers = self.options.workers
+        if workers is None:
+            workers = 1 if self.device.type == "cpu" else max(1, cores() - 2)
         loader = DataLoader(
             batches,
             batch_size=None,
             sampler=range(self.step, self.recipe.steps),
             num_workers=workers,
             prefetch_factor=4 if workers else None,
+            pin_memory=self.device.type == "cuda",
         )
         return iter(loader)
 
@@ -179,7 +183,12 @@ class Run:
         """Write log, weights and checkpoint, each atomically; the checkpoint last.
 
         The log has a row for every `every` steps and the last one, wherever the run was broken off.
+
+        Raises:
+            RecipeError: the loss is not finite; what was saved before stays.
         """
+        if self.losses and not bool(torch.stack(self.losses).isfinite().all()):
+            raise RecipeError(f"The loss was not finite any more before step {self.step}: try a lower learning rate.")
         if self.step % self.options.every == 0 or self.step == self.recipe.steps:
             mean_loss = float(torch.stack(self.losses).mean()) if self.losses else math.nan
             self.losses.clear()
@@ -213,14 +222,17 @@ class Run:
         if not self.checkpoint.exists():
             return
         try:
-            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-            digest = state["recipe"]
-        except (OSError, EOFError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            if state["recipe"] == self.recipe.digest:
+                self._load(state)
+        except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
             raise RecipeError(f"{self.checkpoint} is damaged: remove it and start again.") from error
-        if digest != self.recipe.digest:
+        if state["recipe"] != self.recipe.digest:
             raise RecipeError(f"{self.checkpoint} belongs to another version of the recipe: give another --output.")
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
-        self.losses = list(state["losses"])
+        self.losses = [loss.to(self.device) for loss in state["losses"]]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimiser, values in zip(self.optimisers, state["optimisers"], strict=True):

@@ -15,7 +15,7 @@ from irae.models.baselines import BaselineConfig
 from irae.models.irae import IRAE
 from irae.training.data import PatchBatches, load_training_images
 from irae.training.muon import Muon, orthogonalise
-from irae.training.recipe import Data, MaskMix, NoiseMix, Optimiser, Recipe, RecipeError, Stage, load_recipe
+from irae.training.recipe import LOSSES, Data, MaskMix, NoiseMix, Optimiser, Recipe, RecipeError, Stage, load_recipe
 from irae.training.tasks import TASKS, Denoising
 from irae.training.train import Options, make_optimisers, train
 from irae.weights import installed_weights, load_model, load_network, weights_info
@@ -51,7 +51,7 @@ def log(path: Path) -> list[dict[str, str]]:
 def test_a_broken_run_goes_on_exactly(folder: Path) -> None:
     whole, broken = folder / "whole", folder / "broken"
     options = Options(precision="fp32", every=2, workers=0)
-    train(recipe(folder), whole, options=options)
+    train(recipe(folder), whole, options=dataclasses.replace(options, workers=2))
     train(recipe(folder), broken, options=dataclasses.replace(options, max_minutes=0))  # stops after one step
     with pytest.raises(RecipeError, match="--resume"):
         train(recipe(folder), broken, options=options)
@@ -59,6 +59,32 @@ def test_a_broken_run_goes_on_exactly(folder: Path) -> None:
     assert log(broken) == log(whole) and [row["step"] for row in log(whole)] == ["2", "4", "6", "8"]
     end = [load_model(path / "tiny.safetensors").state_dict() for path in (whole, broken)]
     assert all(torch.equal(end[0][name], end[1][name]) for name in end[0])
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options(precision="fp32", every=2, workers=0)
+    train(recipe(folder), folder / "run", options=dataclasses.replace(options, max_minutes=0))
+    before = (folder / "run" / "checkpoint.pt").read_bytes()
+    monkeypatch.setitem(LOSSES, "l1", lambda restored, clean: (restored - clean).mean() * torch.nan)
+    with pytest.raises(RecipeError, match="not finite"):
+        train(recipe(folder), folder / "run", options=dataclasses.replace(options, resume=True))
+    assert (folder / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_network_is_refused(folder: Path) -> None:
+    options = Options(precision="fp32", workers=0, max_minutes=0)
+    train(recipe(folder), folder / "run", options=options)
+    state = torch.load(folder / "run" / "checkpoint.pt")
+    state["model"].popitem()
+    torch.save(state, folder / "run" / "checkpoint.pt")
+    with pytest.raises(RecipeError, match="damaged"):
+        train(recipe(folder), folder / "run", options=dataclasses.replace(options, resume=True))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_least_at_the_clean_image(name: str) -> None:
+    clean, other = torch.rand(2, 2, 3, 4, 4)
+    assert LOSSES[name](clean, clean) < LOSSES[name](other, clean) < LOSSES[name](2 * other, clean)
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(folder: Path) -> None:
