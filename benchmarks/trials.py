@@ -40,7 +40,10 @@ SETTINGS: dict[str, list[tuple[str, float, str, dict[str, Any]]]] = {  # algorit
         *((algorithm, 1e-3, init, {}) for algorithm in ("muon", "adam") for init in ("residual", "he")),
         ("sgd", 1e-1, "he", {}),
     ],
-    "unet-denoise": [(algorithm, 1e-3, init, {}) for algorithm in ("muon", "adam") for init in ("residual", "he")],
+    **{
+        f"unet-{task}": [(algorithm, 1e-3, init, {}) for algorithm in ("muon", "adam") for init in ("residual", "he")]
+        for task in ("denoise", "jpeg")
+    },
     "twin-denoise": [("muon", 1e-3, "", {}), ("adam", 1e-3, "", {})],
     "irae-denoise": [("muon", 1e-3, "", {}), ("adam", 1e-3, "", {})],
 }
