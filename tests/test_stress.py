@@ -52,7 +52,7 @@ def test_any_damage_is_read_or_refused() -> None:
     assert most_memory() - before < 500e6
 
 
-@settings(max_examples=130_000, deadline=5000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300_000, deadline=5000, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), original=st.sampled_from(originals()))
 def damaged_files_are_read_or_refused(data: st.DataObject, original: bytes) -> None:
     content = bytearray(original)
