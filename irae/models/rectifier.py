@@ -80,7 +80,7 @@ class RectifierUnit(nn.Module):
         self.channels, self.kernel, self.padding, self.free = channels, kernel, padding, free
         self.off_limit, self.limit = off_limit, limit
         self.bounded = not free  # the constraints bound the condition of the inverse
-        grid = 8 * kernel if kernel > 1 else 16  # the kernels of B A are nearly twice as large
+        grid = max(16, 5 * kernel)  # the kernels of B A have 2 kernel - 1 taps a side, and need more than twice that
         self.bounds = [NormBound(grid) for _ in range(4)]
         self.bias = nn.Parameter(torch.zeros(hidden))
         self.embed = nn.Conv2d(cond, hidden, 1, bias=False) if cond else None
