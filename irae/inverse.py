@@ -617,18 +617,21 @@ def _newton_of_functions(problem: _Problem, max_iter: int) -> Inversion:
 def _gmres(
     apply: Callable[[Tensor], Tensor], rhs: Tensor, guess: Tensor, reduce: float, cycle: int, cycles: int
 ) -> Tensor:
-    """Restarted GMRES (Saad and Schultz 1986) for each sample of a batch: the guess's residual times `reduce`."""
-    v, goal = guess, None
-    for _ in range(cycles):
+    """Restarted GMRES (Saad and Schultz 1986) for each sample of a batch: the guess's residual times `reduce`, or as
+    small as rounding lets it become.
+    """
+    v, column = guess, (-1, *(1,) * (rhs.dim() - 1))
+    tiny, goal = torch.finfo(rhs.dtype).tiny, 4 * torch.finfo(rhs.dtype).eps * _norm(rhs)
+    for turn in range(cycles):
         residual = rhs - apply(v)
         length = _norm(residual)
-        goal = reduce * length if goal is None else goal
+        goal = goal if turn else goal.maximum(reduce * length)
         if not bool((length > goal).any()):
             break
-        column = (-1, *(1,) * (rhs.dim() - 1))
-        tiny = torch.finfo(rhs.dtype).tiny
         basis = [residual / length.clamp_min(tiny).view(column)]
         hessenberg = rhs.new_zeros(len(rhs), cycle + 1, cycle)
+        first = rhs.new_zeros(len(rhs), cycle + 1, 1)
+        first[:, 0, 0] = length
         for j in range(cycle):
             w = apply(basis[j])
             for i, u in enumerate(basis):
@@ -636,15 +639,16 @@ def _gmres(
                 w = w - hessenberg[:, i, j].view(column) * u
             hessenberg[:, j + 1, j] = _norm(w)
             basis.append(w / _norm(w).clamp_min(tiny).view(column))
-        first = rhs.new_zeros(len(rhs), cycle + 1, 1)
-        first[:, 0, 0] = length
-        # One sample that is not finite must not take the others with it.
-        finite = (hessenberg.flatten(1).isfinite().all(1) & length.isfinite())[:, None, None]
-        weights = torch.linalg.lstsq(hessenberg.where(finite, 0), first.where(finite, 0)).solution.where(
-            finite, torch.nan
-        )[..., 0]
-        for j in range(cycle):
-            v = v + weights[:, j].view(column) * basis[j]
+            small, wanted = hessenberg[:, : j + 2, : j + 1], first[:, : j + 2]
+            # One sample that is not finite must not take the others with it.
+            finite = (small.flatten(1).isfinite().all(1) & length.isfinite())[:, None, None]
+            small, wanted = small.where(finite, 0), wanted.where(finite, 0)
+            weights = torch.linalg.lstsq(small, wanted).solution
+            if not bool((_norm(small @ weights - wanted) > goal).any()):
+                break
+        weights = weights.where(finite, torch.nan)[..., 0]
+        for w, u in zip(weights.unbind(1), basis, strict=False):
+            v = v + w.view(column) * u
     return v
 
 
