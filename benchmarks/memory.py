@@ -2,7 +2,7 @@
 
 Additive blocks of 64 channels, a batch of 4 of 128 x 128; parameters and their gradients are left out.
 
-    python benchmarks/memory.py [--blocks 8,64] [--channels 64] [--batch 4] [--size 128]
+    python benchmarks/memory.py [--blocks 8,64] [--channels 64] [--batch 4] [--size 128] [--repeats 3]
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ def main(
     channels: Annotated[int, typer.Option(help="Of each stream.")] = 64,
     batch: Annotated[int, typer.Option()] = 4,
     size: Annotated[int, typer.Option(help="Height and width of the streams.")] = 128,
+    repeats: Annotated[int, typer.Option(help="Timed steps; the median counts.")] = 3,
 ) -> None:
     """Print the table."""
     depths = tuple(int(depth) for depth in blocks.split(","))
-    setup = Setup(depths=depths, channels=channels, size=size, batch=batch, repeats=1)
+    setup = Setup(depths=depths, channels=channels, size=size, batch=batch, repeats=repeats)
     columns = ("backward", "blocks", "saved (MiB)", "peak (MiB)", "step (ms)")
     table = Table(*columns)
     for memory_free in (True, False):

@@ -184,7 +184,8 @@ class Recipe:
         noise, jpeg, masks: how patches are damaged, one for each task; that of the model's task counts.
         seed: of initialisation and all sampling.
         memory_free: rebuild activations in the backward pass instead of keeping them.
-        start: weights, by name or path, that the training starts from; random ones by default.
+        start: weights, by name or path, that the training starts from, of the same network or one with fewer blocks;
+            random ones by default.
         digest: sha256 of the file.
     """
 

@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader
 
 from irae.degrade import to_8bit
 from irae.images import make_folder, write_bytes
-from irae.models.baselines import build_network
+from irae.models.baselines import Network, build_network
+from irae.models.irae import IRAE, IRAEConfig
 from irae.runner import cores
 from irae.training.data import Batch, Image, PatchBatches, load_training_images
 from irae.training.muon import Muon
@@ -113,10 +114,7 @@ class Run:
         torch.manual_seed(recipe.seed)
         self.model = build_network(recipe.model, recipe.memory_free)
         if recipe.start:
-            start = load_network(recipe.start)
-            if dataclasses.replace(start.config, task=recipe.model.task) != recipe.model:
-                raise RecipeError(f"The weights {recipe.start} are of another network than the recipe's.")
-            self.model.load_state_dict(start.state_dict())
+            start_from(self.model, load_network(recipe.start))
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.model, dynamic=False) if options.compile else self.model
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimiser.average))
@@ -249,6 +247,35 @@ class Run:
             "average": self.average.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }
+
+
+def start_from(network: Network, start: Network) -> None:
+    """Give a network another's weights, whose task does not matter.
+
+    An IRAE may have more blocks than the other: they lie in the middle, between encoder and decoder, and as new
+    couplings begin as the identity, training goes on where the shallower one's ended (Net2Net, Chen et al. 2016).
+
+    Raises:
+        RecipeError: the two differ in anything else.
+    """
+    same = dataclasses.replace(start.config, task=network.config.task)
+    if same == network.config:
+        network.load_state_dict(start.state_dict())
+        return
+    if not (isinstance(network, IRAE) and isinstance(start, IRAE)) or not _deeper(network.config, start.config):
+        raise RecipeError("The weights that the training starts from are of another network than the recipe's.")
+    for own, given in zip(network.encoder, start.encoder, strict=True):
+        for part, source in zip(own.parts, given.parts, strict=False):
+            part.load_state_dict(source.state_dict())
+    for own, given in zip(network.decoder, start.decoder, strict=True):
+        for part, source in zip(reversed(own.parts), reversed(given.parts), strict=False):
+            part.load_state_dict(source.state_dict())
+
+
+def _deeper(config: IRAEConfig, other: IRAEConfig) -> bool:
+    """Whether the first is the second but for its task and more blocks."""
+    same = dataclasses.replace(other, task=config.task, blocks=config.blocks) == config
+    return same and all(more >= fewer for more, fewer in zip(config.blocks, other.blocks, strict=True))
 
 
 def make_optimisers(model: nn.Module, settings: Optimiser) -> list[torch.optim.Optimizer]:

@@ -17,7 +17,7 @@ from irae.training.data import PatchBatches, load_training_images
 from irae.training.muon import Muon, orthogonalise
 from irae.training.recipe import LOSSES, Data, MaskMix, NoiseMix, Optimiser, Recipe, RecipeError, Stage, load_recipe
 from irae.training.tasks import TASKS, Denoising
-from irae.training.train import Options, make_optimisers, train
+from irae.training.train import Options, make_optimisers, start_from, train
 from irae.weights import installed_weights, load_model, load_network, weights_info
 from tests.conftest import SMALL
 from tests.conftest import TASKS as MODELS
@@ -220,6 +220,20 @@ def test_a_training_starts_from_weights(folder: Path, weights_file: Path) -> Non
     start, end = (load_model(path).state_dict() for path in (weights_file, folder / "run" / "tiny.safetensors"))
     for name, values in start.items():
         torch.testing.assert_close(end[name], values, rtol=1e-3, atol=1e-6)
-    other = recipe(folder, start=str(weights_file), model=dataclasses.replace(SMALL, blocks=(3,)))
+    for changes in ({"blocks": (0,)}, {"channels": (20,)}):
+        other = recipe(folder, start=str(weights_file), model=dataclasses.replace(SMALL, **changes))
+        with pytest.raises(RecipeError, match="another network"):
+            train(other, folder / "other", options=Options(precision="fp32", workers=0))
+
+
+@pytest.mark.parametrize("stem", [False, True])
+def test_a_deeper_network_begins_where_the_shallower_one_ended(stem: bool) -> None:
+    shallow = IRAE(dataclasses.replace(SMALL, stem=stem, task="jpeg"))
+    deep = IRAE(dataclasses.replace(SMALL, stem=stem, blocks=(3,)))
+    for parameter in shallow.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    start_from(deep, shallow)
+    y, cond = torch.rand(2, 3, 16, 16), torch.tensor([0.1, 1.0]).view(1, 2, 1, 1)
+    torch.testing.assert_close(deep(y, cond), shallow(y, cond))
     with pytest.raises(RecipeError, match="another network"):
-        train(other, folder / "other", options=Options(precision="fp32", workers=0))
+        start_from(shallow, deep)
