@@ -77,6 +77,13 @@ class Format(StrEnum):
 
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="Weights by name (`irae models`) or path.")]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="small, best, or weights by name (`irae models`) or path.  [default: small on a CPU, best on a GPU]",
+    ),
+]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist; never an input.")]
 RootOption = Annotated[Path | None, typer.Option("--data-root", envvar="IRAE_DATA", help="Where the image sets lie.")]
@@ -155,7 +162,7 @@ def restore(
         bool,
         typer.Option("--ensemble", help="Take the mean over all flips and rotations: better, in 8 times the time."),
     ] = False,
-    model: ModelOption = None,
+    model: SizeOption = None,
     device: DeviceOption = Device.auto,
     precision: Annotated[Precision, typer.Option("--precision", help="How to compute.")] = Precision.auto,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Sub-folders too, mirrored.")] = False,
@@ -452,7 +459,7 @@ def degrade(
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures.")] = Path("demo"),
     noise: Annotated[float, typer.Option("--noise", help="Noise level in 8-bit levels.")] = 25.0,
-    model: ModelOption = None,
+    model: SizeOption = None,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Damage a sample photograph, restore it, print PSNR and SSIM before and after, write them side by side."""

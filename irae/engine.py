@@ -31,7 +31,7 @@ from irae.restorer import (
     pick_precision,
 )
 from irae.runner import Runner
-from irae.weights import installed_weights
+from irae.weights import SIZES, installed_weights, weights_of
 
 Pixels = NDArray[Any]
 Found = TypeVar("Found")
@@ -122,7 +122,8 @@ class Engine:
     """The networks of all tasks on a device, loaded when they are needed.
 
     Args:
-        model: a network, or weights by name or path, for its own task; the installed ones by default.
+        model: a network, or weights by name or path, for its own task; or "small" or "best", the installed weights of
+            that size. By default the best ones on a GPU, the small ones on a CPU.
         device, precision, runner: see `irae.restorer.Restorer`.
     """
 
@@ -133,7 +134,11 @@ class Engine:
         precision: str = "auto",
         runner: Runner | None = None,
     ) -> None:
-        pick_precision(precision, pick_device(device))  # or a wrong name would only come out at the first image
+        place = pick_device(device)
+        pick_precision(precision, place)  # or a wrong name would only come out at the first image
+        self.size = "small" if place.type == "cpu" else "best"
+        if isinstance(model, str) and model in SIZES:
+            self.size, model = model, None
         self.device, self.precision, self.runner = device, precision, runner
         self.restorers: dict[str, Restorer] = {}
         self.own_task = None
@@ -149,7 +154,8 @@ class Engine:
             raise OptionError(f"These weights are for the task '{self.own_task}', not '{task}'.")
         with self._loading:
             if task not in self.restorers:
-                self.restorers[task] = Restorer(task, None, self.device, self.precision, self.runner)
+                weights = weights_of(task, self.size)
+                self.restorers[task] = Restorer(task, weights, self.device, self.precision, self.runner)
         return self.restorers[task]
 
     def weights_digest(self, task: str) -> str:

@@ -25,6 +25,7 @@ from irae.models.irae import IRAE
 from irae.resources import resource_dir
 
 FORMAT = "irae-1"
+SIZES = ("small", "best")
 
 
 class WeightsError(IraeError):
@@ -53,6 +54,15 @@ class WeightsInfo:
 def installed_weights() -> dict[str, Path]:
     """The weights that travel with the package, by name."""
     return {path.stem: path for path in sorted(resource_dir("weights").glob("*.safetensors"))}
+
+
+def weights_of(task: str, size: str) -> str:
+    """The name of a task's installed weights of a size; its small ones where it has no others.
+
+    TASK.safetensors are the small ones, TASK-best.safetensors those that take more work a pixel.
+    """
+    larger = f"{task}-{size}"
+    return larger if larger in installed_weights() else task
 
 
 def find_weights(name_or_path: str | Path) -> Path:

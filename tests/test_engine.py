@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from irae.metrics import psnr
 from irae.pipeline import restore
 from irae.restorer import HOLE_DEPTH, Hints, Restorer
 from irae.tiles import reach
+from irae.weights import save_weights
+from tests.conftest import SMALL, random_model
 
 Pixels = NDArray[Any]
 
@@ -194,3 +198,18 @@ def test_weights_decide_the_task_and_refuse_another(engines: dict[str, Engine], 
         engines["jpeg"].run(engines["jpeg"].plan(Picture(photo), Wishes(sigma=25, task="denoise")))
     with pytest.raises(IraeError, match="mask"):
         engines["inpaint"].plan(Picture(photo), Wishes())
+
+
+def test_the_size_chooses_the_weights(
+    task_weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for task in ("denoise", "jpeg"):
+        shutil.copy(task_weights[task], tmp_path)
+    larger = replace(SMALL, blocks=(2,))
+    save_weights(tmp_path / "denoise-best.safetensors", larger, random_model(larger).state_dict(), {"steps": 0})
+    monkeypatch.setattr("irae.weights.resource_dir", lambda _: tmp_path)
+    small, best, default = (Engine(model, "cpu") for model in ("small", "best", None))
+    assert best.restorer("denoise").model.config.blocks == (2,)
+    assert small.restorer("denoise").model.config.blocks == default.restorer("denoise").model.config.blocks == (1,)
+    assert small.weights_digest("denoise") != best.weights_digest("denoise")  # so a journal sees the change
+    assert small.weights_digest("jpeg") == best.weights_digest("jpeg")  # which has one size

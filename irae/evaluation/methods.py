@@ -36,9 +36,9 @@ Restore = Callable[[Case], NDArray[Any]]
 
 SHIPPED, BUDGET, CLASSICAL, OTHER = "as shipped", "comparison budget", "classical", "given by the user"
 REFERENCES = {BUDGET: "irae-budget"}  # the method that the others are compared with; in all other groups "irae"
-OWN_NAMES = {"irae", "irae-blind", "irae-budget", "irae-budget-blind"}
 SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 BLIND = "-blind"
+OWN_NAMES = {f"{name}{blind}" for name in ("irae", "irae-best", "irae-budget") for blind in ("", BLIND)}
 SEED = re.compile(r"-seed\d+$")
 CLASSICAL_NAMES = {"denoise": tuple(DENOISERS), "jpeg": (), "inpaint": tuple(INPAINTERS), "photo": tuple(DENOISERS)}
 
@@ -83,12 +83,12 @@ class Method:
 
 def default_names(task: str) -> list[str]:
     """The methods that are compared where the user names none."""
-    blind = [] if task == "inpaint" else ["irae-blind"]
+    sizes = ["irae", *(["irae-best"] if f"{task}-best" in installed_weights() else [])]
+    shipped = [f"{name}{blind}" for name in sizes for blind in ("", *(() if task == "inpaint" else (BLIND,)))]
     budget = [name for name in ("irae", *BASELINES) if (resource_dir("recipes") / _recipe(name, task)).is_file()]
     return [
         "input",
-        "irae",
-        *blind,
+        *shipped,
         *(f"{name}-budget" if name == "irae" else name for name in budget),
         *CLASSICAL_NAMES[task],
     ]
@@ -114,10 +114,11 @@ def _find(name: str, task: str) -> Method | str:
     if ":" in name:
         return _from_function(name)
     stem = name.removesuffix(BLIND)
-    if stem == "irae":
-        if task not in installed_weights():
-            return f"irae has no weights for the task '{task}': train them with `irae train recipes/{task}.toml`."
-        return _from_weights(name, installed_weights()[task], task, SHIPPED, name.endswith(BLIND))
+    if stem in ("irae", "irae-best"):
+        weights = task + stem.removeprefix("irae")
+        if weights not in installed_weights():
+            return f"{stem} has no weights for the task '{task}': train them with `irae train recipes/{weights}.toml`."
+        return _from_weights(name, installed_weights()[weights], task, SHIPPED, name.endswith(BLIND))
     if stem == "irae-budget" or stem in BASELINES:
         network = stem.removesuffix("-budget")
         path = _baseline_weights(f"{network}-{task}")
