@@ -101,6 +101,21 @@ def test_matrix_free_newton_reaches_1e_10() -> None:
     assert bool(found.condition.isnan().all())
 
 
+def test_matrix_free_newton_ends_its_linear_solves_at_rounding() -> None:
+    torch.manual_seed(0)
+    basis, calls = torch.linalg.qr(torch.randn(64, 64, dtype=torch.float64))[0], 0
+    M, x = basis * torch.linspace(0, 0.1, 64, dtype=torch.float64) @ basis.mT, torch.randn(4, 64, dtype=torch.float64)
+
+    def A(r: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return r @ M.mT
+
+    found = newton(A, lambda x: x, torch.zeros(64, dtype=torch.float64), x + A(x.relu()))
+    torch.testing.assert_close(found.x, x)
+    assert calls < 100  # each of the two or three steps takes some ten turns of GMRES
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_substitution_follows_a_block_triangle_that_picard_does_not(reverse: bool) -> None:
     """M = A with blocks of 3 on its diagonal and entries of size 3 beyond them; B = I."""
