@@ -74,16 +74,25 @@ def data_root(root: Path | None = None) -> Path:
 
 def load_dataset(name: str) -> Dataset:
     """The manifest of a set by name; raises DatasetError with the names there are."""
-    path = resource_dir("datasets") / f"{name}.toml"
-    if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in path.parent.glob("*.toml")))
-        raise DatasetError(f"There is no data set {name!r}; choose a folder or one of {names}.")
-    return Dataset(name=name, **tomllib.loads(path.read_text()))
+    manifests = _manifests()
+    if name not in manifests:
+        raise DatasetError(f"There is no data set {name!r}; choose a folder or one of {', '.join(manifests)}.")
+    return Dataset(name=name, **tomllib.loads(manifests[name].read_text()))
+
+
+def is_dataset(name_or_folder: str) -> bool:
+    """Whether it is the name of a set; a folder of that name is meant by "./NAME"."""
+    return name_or_folder in _manifests()
+
+
+def _manifests() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(resource_dir("datasets").glob("*.toml"))}
 
 
 def image_paths(name_or_folder: str, root: Path | None = None) -> list[Path]:
-    """The images of a set by its manifest's name, or of any folder, sorted by name."""
+    """The images of a set by its manifest's name, or of any folder, hidden ones left out, sorted by name."""
     folder = Path(name_or_folder)
-    if folder.is_dir():
-        return sorted(path for path in folder.iterdir() if is_image_path(path))
-    return load_dataset(name_or_folder).paths(root)
+    if is_dataset(name_or_folder) or not folder.is_dir():
+        return load_dataset(name_or_folder).paths(root)
+    found = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return sorted(path for path in found if is_image_path(path))

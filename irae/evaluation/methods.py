@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib
-import importlib.util
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from irae.degrade import as_rgb
 from irae.errors import IraeError, one_line, printable
 from irae.evaluation.protocols import Case, rounded
 from irae.models.baselines import BASELINES, Network
-from irae.models.irae import IRAE
+from irae.models.irae import IRAE, IRAEConfig
 from irae.resources import import_function, resource_dir
 from irae.restorer import CONDITIONS, Restorer, as_pixels, as_tensor
 from irae.weights import installed_weights, load_network, weights_info
@@ -66,6 +65,7 @@ class Method:
         load: makes it ready on a device.
         facts: what its weights say of their training.
         spec: what `find_method` found it by.
+        invertible: it is an IRAE.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Method:
     load: Callable[[torch.device], Loaded]
     facts: dict[str, Any] = field(default_factory=dict)
     spec: str = ""
+    invertible: bool = False
 
     @property
     def reference(self) -> str:
@@ -158,14 +159,15 @@ def _from_weights(name: str, path: Path, task: str, group: str, blind: bool = Fa
 
     def load(device: torch.device) -> Loaded:
         network = load_network(path)
-        if group != BUDGET and isinstance(network, IRAE):  # as `irae restore` runs it
+        if group != BUDGET and isinstance(network, IRAE):  # as `irae restore` runs it on pixels
             restorer = Restorer(task, network, device.type, "fp32")
             return Loaded(lambda case: restorer(case.damaged, told(case, blind).hints), restorer.model)
         network = copy.deepcopy(network).to(device) if device.type != "cpu" else network
         return Loaded(lambda case: restore(network, told(case, blind)), network)
 
     facts = {**info.facts, "parameters": sum(parameter.numel() for parameter in load_network(path).parameters())}
-    return Method(name, group, f"{load_network(path).digest} {group} {blind}", load, facts)
+    digest, invertible = f"{load_network(path).digest} {group} {blind}", isinstance(info.config, IRAEConfig)
+    return Method(name, group, digest, load, facts, invertible=invertible)
 
 
 def told(case: Case, blind: bool) -> Case:
@@ -214,6 +216,8 @@ def _classical(name: str, task: str) -> Method | str:
 
     source = hashlib.sha256(Path(importlib.import_module("irae.classical").__file__ or "").read_bytes()).hexdigest()
     digest = f"{name} {source} skimage {version('scikit-image')} cv2 {cv2.__version__}"
+    further = {"bm3d": "bm3d", "wavelet": "PyWavelets"}.get(name)
+    digest += f" {further} {version(further)}" if further else ""
     return Method(name, CLASSICAL, digest, lambda device: Loaded(inpaint if task == "inpaint" else denoise))
 
 
@@ -227,7 +231,7 @@ def _from_file(path: Path, task: str) -> Method | str:
     if path.stem in OWN_NAMES:
         raise EvaluationError(f"'{path.stem}' names another method: rename {printable(path)}.")
     if path.suffix.lower() == ".safetensors" and _of_this_project(path):
-        return _from_weights(path.stem, path, task, BUDGET if SEED.search(path.stem) else OTHER)
+        return _from_weights(path.stem, path, task, BUDGET if _is_seed(path, task) else OTHER)
     spandrel = _spandrel()
 
     def load(device: torch.device) -> Loaded:
@@ -238,6 +242,15 @@ def _from_file(path: Path, task: str) -> Method | str:
         return Loaded(lambda case: _through_spandrel(model, case), model.model)
 
     return Method(path.stem, OTHER, hashlib.sha256(path.read_bytes()).hexdigest(), load)
+
+
+def _is_seed(path: Path, task: str) -> bool:
+    """Whether weights are those of another seed at the comparison budget, by their name and the pixels they saw."""
+    budget = _baseline_weights(f"irae-{task}")
+    if not SEED.search(path.stem) or budget is None:
+        return False
+    seen = [weights_info(weights).facts.get("megapixels_seen") for weights in (path, budget)]
+    return seen[0] == seen[1]
 
 
 def _of_this_project(path: Path) -> bool:
@@ -269,7 +282,8 @@ def _through_spandrel(model: Any, case: Case) -> NDArray[np.float32]:
     if case.hints.mask is not None:
         mask = torch.from_numpy(case.hints.mask).to(image)[None, None]
         return merged(model(image, mask) if model.purpose == "Inpainting" else model(image), case)
-    if model.architecture.id == "DRUNet" and case.hints.sigma is not None:  # spandrel would always say 15
+    told = model.architecture.id == "DRUNet" or "FDnCNN" in model.tags
+    if told and case.hints.sigma is not None:  # spandrel would always say 15
         height, width = image.shape[-2:]
         padded = nn.functional.pad(image, (0, -width % 8, 0, -height % 8), mode="replicate")
         level = torch.full_like(padded[:, :1], case.hints.sigma / 255)

@@ -23,6 +23,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 from rich import box
 from rich.markup import escape
@@ -30,11 +31,11 @@ from rich.table import Table as RichTable
 
 import irae
 from irae.errors import one_line
-from irae.evaluation.methods import BUDGET, CLASSICAL, OWN_NAMES, Method
+from irae.evaluation.methods import BUDGET, CLASSICAL, SHIPPED, Method
 from irae.evaluation.protocols import DEFINITIONS, Image, Setting, rounded
 from irae.evaluation.published import PUBLISHED, UNDERTRAINED
 from irae.evaluation.runner import Costs, Entry
-from irae.evaluation.statistics import Mean, Paired, mean, paired
+from irae.evaluation.statistics import Mean, Paired, between_trainings, mean, paired
 from irae.images import read_image, write_bytes
 
 CROP = 128  # pixels a side
@@ -86,7 +87,7 @@ def write_report(entries: Sequence[Entry], folder: Path, command: Sequence[str],
         pictures, said = list[Crop](), sentences(entry)
         try:
             pictures = crops(entry, device)
-        except Exception as error:  # a method that worked before; the scores are worth a report without pictures
+        except (Exception, SystemExit) as error:  # a method that worked before; the scores are worth a report
             said.append(f"There are no crops: {one_line(error)}")
         sections.append(Section(_title(entry), tables(entry), said, plots(entry), pictures))
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
@@ -176,12 +177,22 @@ def seeds_table(entry: Entry, methods: Sequence[Method]) -> Table:
     for method in methods:
         network = re.sub(rf"(-{entry.task}-seed\d+|-budget)$", "", method.name)
         seeds.setdefault(network, []).append(method.name)
-    rows = []
-    for network, names in seeds.items():
-        means = [[float(np.mean(entry.values(name, setting.name))) for name in names] for setting in entry.settings]
-        cells = [f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" for values in means if len(names) > 1]
-        rows += [[network, str(len(names)), *cells]] if cells else []
-    note = "PSNR in dB: mean and standard deviation over networks trained from different seeds."
+    means = {
+        network: [[float(np.mean(entry.values(name, setting.name))) for name in names] for setting in entry.settings]
+        for network, names in seeds.items()
+        if len(names) > 1
+    }
+    rows = [
+        [network, str(len(seeds[network])), *(f"{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}" for v in found)]
+        for network, found in means.items()
+    ]
+    for network in means.keys() - {"irae"} if "irae" in means else ():
+        gaps = (between_trainings(*pair) for pair in zip(means[network], means["irae"], strict=True))
+        rows.append([f"{network} less irae", "", *(f"{g.value:+.3f} [{g.low:+.3f}, {g.high:+.3f}]" for g in gaps)])
+    note = (
+        "PSNR in dB: mean and standard deviation over networks trained from different seeds; differences with the "
+        "95 % interval of Welch's t test, which counts trainings, not images."
+    )
     return Table("Over seeds", note, ["network", "seeds", *(setting.title for setting in entry.settings)], rows)
 
 
@@ -194,7 +205,8 @@ def difference(entry: Entry, method: Method, setting: Setting) -> Paired | None:
 
 def published_table(entry: Entry) -> Table:
     """What papers report on this data set, ours beside it."""
-    rows, names = [], [method.name for method in entry.methods if len(entry.paths) == entry.in_set]
+    whole = len(entry.paths) == entry.in_set
+    rows, names = list[Sequence[str]](), [method.name for method in entry.methods if whole]
     papers = PUBLISHED.get(entry.data, ())
     settings = [setting for setting in entry.settings if any(setting.name in paper.psnr for paper in papers)]
     for paper in papers:
@@ -207,10 +219,14 @@ def published_table(entry: Entry) -> Table:
                 cell = f"{value:.2f}"
                 if paper.ours in names:
                     ours = float(np.mean(entry.values(paper.ours, setting.name)))
-                    flag = ", undertrained" if ours < value - UNDERTRAINED and paper.ours in BASELINE_NAMES else ""
+                    flag = ", undertrained" if ours < value - UNDERTRAINED and paper.ours != "bm3d" else ""
                     cell += f" (here {ours:.2f}{flag})"
             cells.append(cell)
         rows.append([paper.method, *cells, paper.source])
+    for method in entry.methods if rows and whole else ():
+        if method.group == SHIPPED:
+            here = (f"{np.mean(entry.values(method.name, setting.name)):.2f}" for setting in settings)
+            rows.append([method.name, *here, "measured here"])
     head = ["method", *(setting.title for setting in settings), "reported in"]
     note = (
         "PSNR in dB as papers report it; in brackets what the network of that name reaches here, flagged where it is "
@@ -236,6 +252,10 @@ def cost_table(entry: Entry) -> Table:
             rows.append([method.name, *values])
     height, width = read_image(entry.paths[0]).pixels.shape[:2]
     note = f"In the setting '{entry.settings[0].title}'."
+    if entry.task == "inpaint":
+        note += (
+            " As shipped, irae fills holes wider than 40 pixels in several passes, each of which costs as much again."
+        )
     if any(costs.seconds for costs in entry.costs.values()):
         note += (
             f" Each method in a process of its own, on an image of {width} x {height} pixels, float32: median of three "
@@ -262,6 +282,9 @@ def sentences(entry: Entry) -> list[str]:
     elif compared:
         names = ", ".join(method.name for method in compared)
         found.append(f"The invertible network loses nowhere beyond the 95 % interval, against {names}.")
+    if compared and len(entry.paths) >= FEW:
+        found.append("These intervals cover the images, not what training the same networks again would change.")
+    found += _papers_ahead(entry)
     for method in rivals:
         if method not in compared:
             found.append(f"{method.name} is compared with nothing, as {method.reference} was not run.")
@@ -274,9 +297,22 @@ def sentences(entry: Entry) -> list[str]:
     return found + entry.absent
 
 
+def _papers_ahead(entry: Entry) -> list[str]:
+    """The sentence on papers that report more than the shipped network reaches here, on the whole of a data set."""
+    if "irae" not in [method.name for method in entry.methods] or len(entry.paths) < entry.in_set:
+        return []
+    ours = {setting.name: float(np.mean(entry.values("irae", setting.name))) for setting in entry.settings}
+    ahead = []
+    for paper in PUBLISHED.get(entry.data, ()):
+        gaps = [paper.psnr[name] - ours[name] for name in ours if name in paper.psnr]
+        if gaps and max(gaps) > 0:
+            ahead.append(f"{paper.method} (up to {max(gaps):.2f} dB)")
+    return [f"By their papers' figures, ahead of irae as shipped: {', '.join(ahead)}."] if ahead else []
+
+
 def is_rival(method: Method) -> bool:
-    """Whether a method is no IRAE of this project."""
-    return method.name not in OWN_NAMES and not re.fullmatch(r"irae-\w+-seed\d+", method.name)
+    """Whether a method is no IRAE."""
+    return not method.invertible
 
 
 def terminal_tables(entries: Iterable[Entry]) -> list[RichTable | str]:
@@ -312,7 +348,7 @@ def markdown(sections: Sequence[Section], facts: dict[str, str]) -> str:
 
 
 def as_json(entries: Sequence[Entry], facts: dict[str, str]) -> dict[str, Any]:
-    """Everything that is in the tables, and every score."""
+    """What the tables of this run are made from, and every score."""
     return {
         "facts": facts,
         "definitions": DEFINITIONS,
@@ -390,6 +426,9 @@ def _plot(points: Sequence[tuple[float, float, Method]], x_label: str, y_label: 
             mine = np.array([(x, y) for x, y, method in points if method.group == group])
             axes.scatter(mine[:, 0], mine[:, 1], s=22, label=group)
         axes.set(xscale="log", xlabel=x_label, ylabel=y_label)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep="") if points[0][0] > 1000 else FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(0.2)
         axes.grid(alpha=0.25)
         if len(groups) > 1:
@@ -473,7 +512,6 @@ def _data_uri(pixels: Image) -> str:
 # ------------------------------------------------------------------------------------- words
 
 
-BASELINE_NAMES = {paper.ours for papers in PUBLISHED.values() for paper in papers} - {"", "bm3d"}
 TITLES = {"denoise": "Denoising", "jpeg": "JPEG decompression", "inpaint": "Inpainting", "photo": "Photographs"}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from irae.datasets import image_paths
+from irae.datasets import image_paths, is_dataset, load_dataset
 from irae.errors import one_line, printable
 from irae.evaluation import speed
 from irae.evaluation.methods import EvaluationError, Loaded, Method, default_names, find_method
@@ -26,7 +28,8 @@ from irae.evaluation.protocols import (
     image_digest,
     is_setting,
 )
-from irae.images import make_folder, read_image
+from irae.images import make_folder, read_image, reason
+from irae.restorer import pick_device
 
 Tick = Callable[[int, int, str], None]
 """Told of progress: scores done, scores in all, what is being done."""
@@ -116,6 +119,10 @@ class Entry:
         return [self.scores[method, setting, path.stem].values[measure] for path in self.paths]
 
 
+class CacheError(EvaluationError):
+    """Results cannot be kept, so a run would be for nothing."""
+
+
 class Cache:
     """Scores by what they depend on, a line of JSON each, so that a broken run goes on where it stopped."""
 
@@ -140,8 +147,11 @@ class Cache:
         """Keep values."""
         key = self._key(parts)
         self.known[key] = values
-        with self.path.open("a") as file:
-            file.write(json.dumps({"key": key, "values": values}) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"key": key, "values": values}) + "\n")
+        except OSError as error:
+            raise CacheError(f"{printable(self.path)} cannot be written: {reason(error)}.") from error
 
     @staticmethod
     def _key(parts: tuple[object, ...]) -> str:
@@ -158,6 +168,7 @@ def run(request: Request, folder: Path, tick: Tick = lambda done, total, what: N
         if task not in DEFAULT_SETTINGS:
             raise EvaluationError(f"There is no task '{task}'; choose of {', '.join(DEFAULT_SETTINGS)}.")
     pairs = [(task, data) for task in dict.fromkeys(request.tasks) for data in request.data or (DEFAULT_DATA[task],)]
+    pick_device(request.device)  # which sees to it that float32 is float32
     entries = [_prepare(task, data, request) for task, data in pairs]
     if not any(entry.methods for entry in entries):
         raise EvaluationError(" ".join(["Nothing can be compared.", *entries[0].absent]))
@@ -180,13 +191,17 @@ def run(request: Request, folder: Path, tick: Tick = lambda done, total, what: N
 
             try:
                 _score(entry, method, images, cache, request.device, advance)
+            except CacheError:
+                raise
             except (Exception, SystemExit) as error:  # one broken method leaves the others
                 entry.methods.remove(method)
                 entry.failed[method.name] = one_line(error)
                 continue
             try:
                 entry.costs[method.name] = _costs(entry, method, images, cache, request)
-            except Exception as error:  # its scores stand
+            except CacheError:
+                raise
+            except (Exception, SystemExit) as error:  # its scores stand
                 entry.unmeasured[method.name] = one_line(error)
     return entries
 
@@ -195,11 +210,16 @@ def _prepare(task: str, data: str, request: Request) -> Entry:
     """What is to be done of a task on a data set; nothing is computed yet."""
     settings = [find_setting(task, name) for name in _own_settings(task, request) or DEFAULT_SETTINGS[task]]
     in_set = image_paths(data, request.root)
+    if is_dataset(data):
+        load_dataset(data).verify(request.root)  # or figures of others would stand beside those of other images
     paths = in_set[: request.limit or None]
     if not paths:
         raise EvaluationError(f"{printable(data)} holds no images.")
-    if len({path.stem for path in paths}) < len(paths):
-        raise EvaluationError(f"{printable(data)} holds images of the same name: noise is seeded by the name.")
+    stems = Counter(path.stem for path in paths)
+    if twice := [stem for stem, count in stems.items() if count > 1]:
+        raise EvaluationError(
+            f"{printable(data)} holds several images named {printable(twice[0])!r}: noise is seeded by the name."
+        )
     entry = Entry(task, data, paths, settings, [], in_set=len(in_set))
     for name in dict.fromkeys((*(request.models or default_names(task)), *request.baselines)):
         method = find_method(name, task)
@@ -246,7 +266,7 @@ def _score(
     loaded: Loaded | None = None
     for setting in entry.settings:
         for stem, clean in images.items():
-            key = method.digest, image_digest(stem, clean), entry.task, setting.name
+            key = method.digest, image_digest(stem, clean), entry.task, setting.name, *_place(device)
             values = cache.get(*key)
             if values is None:
                 loaded = loaded or method.load(torch.device(device))
@@ -257,6 +277,11 @@ def _score(
                 entry.data, stem, method.name, entry.task, setting.name, values
             )
             advance(setting.title)
+
+
+def _place(device: str) -> tuple[str, ...]:
+    """What tells results of other devices from those of a CPU."""
+    return () if device == "cpu" else (device, torch.cuda.get_device_name() if device == "cuda" else "")
 
 
 def _costs(entry: Entry, method: Method, images: dict[str, Image], cache: Cache, request: Request) -> Costs:
@@ -272,7 +297,8 @@ def _costs(entry: Entry, method: Method, images: dict[str, Image], cache: Cache,
     if not request.timing or method.name == "input":
         return Costs(**work)
     threads = torch.get_num_threads()
-    key = method.digest, entry.task, "speed", setting, image.shape, request.device, threads
+    machine = platform.node(), platform.processor(), *_place(request.device)
+    key = method.digest, entry.task, "speed", setting, image.shape, request.device, threads, *machine
     found = cache.get(*key)
     if found is None:
         measured = speed.measure_apart(method.spec, entry.task, setting, image, request.device, threads)

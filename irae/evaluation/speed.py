@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from irae.evaluation.methods import EvaluationError, Loaded, Method, find_method
 from irae.evaluation.protocols import Image, find_setting
-from irae.restorer import keep_freed_memory
+from irae.restorer import keep_freed_memory, pick_device
 
 REPEATS = 3
 
@@ -47,6 +47,7 @@ def measure(name: str, task: str, setting: str, image: Image, device: str, threa
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     keep_freed_memory()
+    pick_device(device)
     method = find_method(name, task)
     if not isinstance(method, Method):
         raise EvaluationError(method)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import ttest_ind
 
 RESAMPLES = 10_000
 
@@ -52,3 +53,10 @@ def paired(values: Sequence[float], reference: Sequence[float], seed: int = 0) -
     with np.errstate(invalid="ignore"):
         differences = np.where(ours == theirs, 0.0, ours - theirs)
     return Paired(mean(differences.tolist(), seed), int((ours > theirs).sum()), len(ours))
+
+
+def between_trainings(values: Sequence[float], reference: Sequence[float]) -> Mean:
+    """The difference of two means over trainings, at least two of each, with its 95 % interval (Welch 1947)."""
+    interval = ttest_ind(values, reference, equal_var=False).confidence_interval(0.95)
+    difference = float(np.mean(values) - np.mean(reference))
+    return Mean(difference, float(interval.low), float(interval.high), len(values) + len(reference))

@@ -246,5 +246,5 @@ EXPERIMENT = Experiment(
     run=run,
     full=Setup(),
     quick=Setup(sizes=(8, 16), images=(3, 3), steps=100),
-    minutes=15,
+    minutes=30,
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,10 +68,10 @@ def find_subject(name: str, seed: int = 0) -> Subject:
         return _subject(name, model.eval().requires_grad_(False))
     path = _weights(stem)
     if path is None:
-        raise ProbeError(
-            f"{name} has no weights for the task '{TASK}': probe {name}{UNTRAINED}, or train it with "
-            f"`irae train recipes/baselines/{name}-{TASK}.toml`."
-        )
+        recipe = Path("recipes", "baselines", f"{name}-{TASK}.toml")
+        there = (resource_dir("recipes").parent / recipe).is_file()
+        train = f", or train it with `irae train {recipe}`" if there else ""
+        raise ProbeError(f"{name} has no weights for the task '{TASK}': probe {name}{UNTRAINED}{train}.")
     network = load_network(path)
     if network.config.task != TASK:
         raise ProbeError(f"{printable(path)} is for the task '{network.config.task}'; denoisers alone are probed.")
@@ -77,11 +79,22 @@ def find_subject(name: str, seed: int = 0) -> Subject:
 
 
 def _subject(name: str, model: nn.Module, source: bytes = b"") -> Subject:
-    digest = hashlib.sha256(f"{type(model).__name__} {model}".encode() + source)
+    config = getattr(model, "config", "")
+    digest = hashlib.sha256(f"{type(model).__name__} {model} {config}".encode() + source + _sources(model))
     for value in model.state_dict().values():
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     cond = isinstance(model, (IRAE, Baseline))
     return Subject(name, model, cond, getattr(model, "size_multiple", 1), digest.hexdigest())
+
+
+def _sources(model: nn.Module) -> bytes:
+    """The files in which the classes of a network and its parts are written, but torch's."""
+    files = set[str]()
+    for kind in {type(module) for module in model.modules()}:
+        with contextlib.suppress(TypeError, OSError):  # written nowhere, such as at a prompt
+            if not kind.__module__.startswith("torch.") and (file := inspect.getsourcefile(kind)):
+                files.add(file)
+    return b"".join(Path(file).read_bytes() for file in sorted(files))
 
 
 def _weights(name: str) -> Path | None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from irae import models
 from irae.conditions import noise_condition
 from irae.images import write_bytes
-from irae.probe.estimators import ESTIMATORS, MutualInformation
+from irae.probe.estimators import ESTIMATORS, EstimatorError, MutualInformation
 from irae.probe.inverse import recovery
 from irae.probe.jacobian import Local, grams, local, local_by_trace
 from irae.probe.networks import Subject, find_subject
@@ -289,6 +289,7 @@ class Probe:
         def cut() -> Cut:  # made once, and only where the cache lacks something
             if not kept:
                 kept.append(self._cut(self.bench.noisy, name))
+                self._check_finite(name, kept[0])
             return kept[0]
 
         layer = self.layers[name]
@@ -296,16 +297,16 @@ class Probe:
             yield f"{name}, {instrument}"
             for part in PARTS if layer.waits else PARTS[:1]:
                 what = f"{name} {part}"
-                if instrument == "reconstruction":
-                    found = self._cached(instrument, what, self._decode, name, cut, part, sigmas[part])
-                    picture = found.pop("picture")
-                    layer.picture = picture if part == "whole" else layer.picture
-                else:
-                    found = self._cached(instrument, what, self._estimate, instrument, cut, part)
+                try:
+                    if instrument == "reconstruction":
+                        found = self._cached(instrument, what, self._decode, name, cut, part, sigmas[part])
+                        picture = found.pop("picture")
+                        layer.picture = picture if part == "whole" else layer.picture
+                    else:
+                        found = self._cached(instrument, what, self._estimate, instrument, cut, part)
+                except EstimatorError as error:
+                    raise ProbeError(f"{self.subject.name}, {name!r}, {instrument}: {error}") from error
                 layer.values[part][instrument] = found
-            if instrument == "reconstruction" and layer.waits:  # a decoder of a part is one of the whole
-                found = [layer.values[part][instrument] for part in PARTS]
-                layer.values["whole"][instrument] = max(found, key=lambda one: float(one["input"]["value"]))
         if not layer.waits:
             layer.values["bare"] = {**layer.values["whole"], **layer.values["bare"]}
 
@@ -368,15 +369,18 @@ class Probe:
             tuple(torch.cat(parts) for parts in zip(*(piece.also for piece in pieces), strict=True)),
         )
 
+    def _check_finite(self, name: str, cut: Cut) -> None:
+        if not all(bool(torch.isfinite(part).all()) for part in cut.whole):
+            raise ProbeError(f"The layer {name!r} of {self.subject.name} holds values that are not finite.")
+
     def _sigma(self, name: str, cut: Cut, part: str) -> float:
         """sigma_T: one for all, a fraction of the root of all elements' variance for each value of the input.
 
         For each element of the layer instead, elements that are constant would lower it, and bits would appear where
         an image is only lifted to more channels; so, nothing changes by constants, copies and rotations.
         """
+        self._check_finite(name, cut)
         values = torch.cat([tensor.flatten(1) for tensor in _of(cut, part)], 1)
-        if not torch.isfinite(values).all():
-            raise ProbeError(f"The layer {name!r} of {self.subject.name} holds values that are not finite.")
         deviation = float((values.double().var(0).sum() / self.bench.prior.variances.numel()).sqrt())
         if deviation == 0 and part == "bare" and cut.also:
             return 1.0  # whatever it is, nothing is read

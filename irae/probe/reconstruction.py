@@ -1,6 +1,8 @@
 """Reconstruction: a small decoder trained from a layer back to the noisy and to the clean patch.
 
-The same body and budget for every layer. What it finds is a lower estimate: a larger decoder may find more.
+The same body and budget for every layer. What it finds of the input is a low estimate: a larger decoder may find more.
+Of the clean image it is the decoder's error in bits, 1/2 log2 of variance over error along each component: the
+information where patches are normal, and as they are not, possibly more.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class Decoder(nn.Module):
     through one linear convolution beside two with ReLU.
 
     Args:
-        parts: examples of the parts as read, (n, C, h, w) each; their mean and deviation by channel scale the inputs.
+        parts: examples of the parts as read, (n, C, h, w) each; their means by channel and the largest deviation of any
+            channel scale the inputs, so that channels which hold nothing but reading noise stay small.
         side: of the patch, a multiple of every part's.
         out: channels of the result.
 
@@ -39,7 +42,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.factors = [side // part.shape[-1] for part in parts]
         self.means = [part.mean((0, 2, 3), keepdim=True) for part in parts]
-        self.deviations = [part.std((0, 2, 3), keepdim=True).clamp_min(1e-6) for part in parts]
+        self.scale = 1 / max(1e-6, *(float(part.std((0, 2, 3)).max()) for part in parts))
         self.readers = nn.ModuleList(
             nn.Conv2d(part.shape[1], WIDTH * factor**2, 1) for part, factor in zip(parts, self.factors, strict=True)
         )
@@ -55,10 +58,8 @@ class Decoder(nn.Module):
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """All parts at the size of the patch, (N, WIDTH, side, side)."""
         x: Tensor | float = 0.0
-        for part, mean, deviation, read, factor in zip(
-            parts, self.means, self.deviations, self.readers, self.factors, strict=True
-        ):
-            x = x + F.pixel_shuffle(read((part - mean) / deviation), factor)
+        for part, mean, read, factor in zip(parts, self.means, self.readers, self.factors, strict=True):
+            x = x + F.pixel_shuffle(read((part - mean) * self.scale), factor)
         assert isinstance(x, Tensor)
         return x
 
@@ -137,7 +138,7 @@ def reconstruct(
             return [part[chosen] + sigma * torch.randn_like(part[chosen]) for part in parts]
 
         if any(clean.shape[-1] % part.shape[-1] for part in parts):
-            raise EstimatorError("The decoder reads layers whose side divides that of the patch.")
+            raise EstimatorError("The decoder reads layers whose side divides that of the patch: leave it out.")
         decoder = Decoder(read(slice(0, half)), clean.shape[-1], target.shape[1])
         optimiser = torch.optim.AdamW(decoder.parameters(), lr=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, steps, pct_start=0.1)

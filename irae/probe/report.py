@@ -116,25 +116,25 @@ def _row(layer: Layer, part: str, brief: bool) -> list[str]:
     energy = jacobian.get("energy")
     size = layer.size if part == "whole" else layer.size.split(" + ")[0]
     cells = [layer.name, size, *(cell(jacobian.get(key), brief) for key in ("input", "clean"))]
-    cells.append("" if not lost else f"{lost['value']:.0f} of {jacobian['directions']}")
+    cells.append("" if not lost else f"{cell(lost, brief, 0)} of {jacobian['directions']}")
     if energy and not brief:
         cells[-1] += f" ({100 * energy['value']:.2g} % of energy)"
     cells += [cell(decoded.get(key), brief) for key in ("input", "clean")]
     for name in ESTIMATORS:
         found = values.get(name)
-        cells.append(f"{found['input']['value']:.2f} / {found['clean']['value']:.2f}" if found else "")
+        cells.append(" / ".join(cell(found[key], brief) for key in ("input", "clean")) if found else "")
     cells.append(f"{inverse['levels']}" + ("" if brief else f" ({inverse['largest']:.1g})") if inverse else "")
     return cells
 
 
-def cell(value: dict[str, Any] | None, brief: bool = False) -> str:
+def cell(value: dict[str, Any] | None, brief: bool = False, digits: int = 2) -> str:
     """A value with its 95 % interval, brief without."""
     if not value:
         return ""
     if brief or value["interval"] is None:
-        return f"{value['value']:.2f}"
+        return f"{value['value']:.{digits}f}"
     low, high = value["interval"]
-    return f"{value['value']:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{value['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def rich_table(report: Report, part: str) -> Table:
@@ -178,8 +178,9 @@ def notes(reports: Sequence[Report], settings: Settings) -> list[str]:
     if "jacobian" in settings.instruments:
         lines.append(
             f"Of input, of clean (image), directions lost: the Jacobian spectrum at {settings.spectra} "
-            f"patch{'es' if settings.spectra > 1 else ''}, a local approximation and never a bound; 95 % intervals "
-            "over patches. Directions are those of natural patches."
+            f"patch{'es' if settings.spectra > 1 else ''}, a local approximation and never a bound; "
+            f"{'95 % intervals over patches' if settings.spectra > 1 else 'so without intervals'}. Directions are "
+            "those of natural patches."
         )
     if any(not values.get("jacobian", {}).get("method", "exact").startswith("exact") for values in found):
         lines.append(
@@ -189,15 +190,16 @@ def notes(reports: Sequence[Report], settings: Settings) -> list[str]:
     if "reconstruction" in settings.instruments:
         lines.append(
             f"Decoded: what a small decoder finds, trained on {settings.samples // 2} patches, reported on "
-            f"{settings.samples - settings.samples // 2} others, of other images but for one. A low estimate: a larger "
-            "decoder may find more."
+            f"{settings.samples - settings.samples // 2} others, of other images where there are several, but for one. "
+            "Of the input a low estimate: a larger decoder may find more. Of the clean image it is the decoder's error "
+            "in bits: as images are not normal, it can be more than the information that there is."
         )
     used = [name for name in ESTIMATORS if name in settings.instruments]
     if used:
         lines.append(
             f"{', '.join(used)}: bits (not per pixel) on the input / on the clean image between the first 4 principal "
             "components of patch and layer, the layer read through a fourth of their deviation; estimates with the "
-            "limits stated in probe.json."
+            "limits stated in probe.json. The interval of ksg is too narrow, as its terms depend on each other."
         )
     if any(values.get("inverse") for values in found):
         lines.append(

@@ -73,9 +73,18 @@ class Tapped(ABC):
         """Run the network on images (N, C, H, W) and show each layer to `visit` as it is computed."""
 
     def run(self, y: Tensor, visit: Visit) -> None:
-        """`walk`, until the visitor has enough."""
-        with contextlib.suppress(Enough):
-            self.walk(y, visit)
+        """`walk`, until the visitor has enough; on a copy of the images, as a network may change its input.
+
+        Raises:
+            ProbeError: the network does not take images of this size.
+        """
+        try:
+            self.walk(y.clone(), visit)
+        except Enough:
+            pass
+        except RuntimeError as error:
+            size = " x ".join(map(str, y.shape[-2:]))
+            raise ProbeError(f"The network does not take images of {size} pixels: {one_line(error)}.") from error
 
     def cut(self, y: Tensor, name: str) -> Cut:
         """The cut at a layer, its parts copied."""
@@ -318,9 +327,11 @@ def _leaves(model: nn.Module, example: Tensor) -> list[Point]:
                 stack.callback(hook.remove)
         with torch.no_grad():
             try:
-                model(example)
+                output = model(example.clone())
             except Exception as error:  # the network is anyone's
                 raise ProbeError(f"The network does not take RGB images: {one_line(error)}.") from error
+    if not isinstance(output, Tensor) or output.ndim != 4:
+        raise ProbeError("The network gives no images (N, C, H, W).")
     names = {module: name or type(module).__name__ for name, module in model.named_modules()}
     once = [module for module, count in Counter(order).items() if count == 1]
     return [Point(f"{type(module).__name__} {names[module].replace('.', '/')}", module) for module in once]

@@ -10,7 +10,7 @@ from irae.conditions import noise_condition
 from irae.models.baselines import BASELINES, BaselineConfig, build_network
 from irae.models.irae import IRAE, IRAEConfig
 from irae.probe.inverse import recovery
-from irae.probe.taps import Cut, HookedNetwork, ProbeError, Tapped, TappedIRAE, tapped
+from irae.probe.taps import Cut, ProbeError, TappedIRAE, tapped
 
 COND = noise_condition(25)
 CONFIGS = [
@@ -109,7 +109,31 @@ def test_layers_by_name(y: Tensor) -> None:
 
 def test_an_inplace_activation_does_not_reach_the_copy(y: Tensor) -> None:
     convolution = nn.Conv2d(3, 3, 1)
-    network: Tapped = HookedNetwork(m := nn.Sequential(convolution, nn.ReLU(inplace=True)), m, [])
-    network = tapped(m, None, y)
+    network = tapped(nn.Sequential(convolution, nn.ReLU(inplace=True)), None, y)
     cut: Cut = network.cut(y, "Conv2d 0")
     assert (cut.bare < 0).any()
+
+
+def test_a_network_that_changes_its_input_changes_it_for_nobody_else(y: Tensor) -> None:
+    class Shifts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 3, 1)
+
+        def forward(self, image: Tensor) -> Tensor:
+            image.sub_(0.5)
+            return self.convolution(image)
+
+    before = y.clone()
+    network = tapped(Shifts().requires_grad_(False), None, y)
+    first, second = (network.cut(y, "Conv2d convolution").bare for _ in range(2))
+    assert torch.equal(y, before) and torch.equal(first, second)
+
+
+def test_a_network_that_gives_no_images_is_refused(y: Tensor) -> None:
+    class Pair(nn.Module):
+        def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+            return image, image
+
+    with pytest.raises(ProbeError, match="gives no images"):
+        tapped(Pair(), None, y)
