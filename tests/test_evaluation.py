@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,12 +16,23 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import ttest_ind
 from skimage.metrics import structural_similarity
 
 from irae import cli
-from irae.datasets import image_paths
+from irae.datasets import DatasetError, image_paths, load_dataset
 from irae.evaluation import Request, report, run
-from irae.evaluation.methods import BUDGET, Loaded, Method, default_names, find_method, told
+from irae.evaluation.methods import (
+    BUDGET,
+    OTHER,
+    SHIPPED,
+    EvaluationError,
+    Loaded,
+    Method,
+    default_names,
+    find_method,
+    told,
+)
 from irae.evaluation.protocols import DEFAULT_SETTINGS, find_setting
 from irae.evaluation.runner import Entry, Score
 from irae.evaluation.statistics import mean, paired
@@ -231,7 +243,7 @@ def test_a_gap_to_a_paper_is_flagged(folder: Path) -> None:
 
 def test_seeds_are_summed_up(folder: Path) -> None:
     paths, setting = sorted(folder.iterdir()), find_setting("denoise", "sigma25")
-    means = {"irae-budget": 30.0, "irae-denoise-seed1": 30.2, "twin": 29.0}
+    means = {"irae-budget": 30.0, "irae-denoise-seed1": 30.2, "twin": 29.0, "twin-denoise-seed1": 29.1, "unet": 28.0}
     methods = [Method(name, BUDGET, "", lambda device: Loaded(lambda case: case.damaged)) for name in means]
     scores = {
         (name, "sigma25", path.stem): Score("x", path.stem, name, "denoise", "sigma25", {"psnr": value})
@@ -239,7 +251,57 @@ def test_seeds_are_summed_up(folder: Path) -> None:
         for path in paths
     }
     table = report.seeds_table(Entry("denoise", "x", paths, [setting], methods, scores), methods)
-    assert table.rows == [["irae", "2", "30.100 ± 0.141"]]
+    assert table.rows[:2] == [["irae", "2", "30.100 ± 0.141"], ["twin", "2", "29.050 ± 0.071"]]
+    gap = ttest_ind([29.0, 29.1], [30.0, 30.2], equal_var=False).confidence_interval(0.95)
+    assert table.rows[2:] == [["twin less irae", "", f"-1.050 [{gap.low:+.3f}, {gap.high:+.3f}]"]]
+
+
+def test_an_irae_is_no_rival_of_the_irae(tmp_path: Path, weights_file: Path) -> None:
+    shutil.copy(weights_file, tmp_path / "mine-seed7.safetensors")
+    method = find_method(str(tmp_path / "mine-seed7.safetensors"), "denoise")
+    assert isinstance(method, Method) and method.group == OTHER  # it did not see what the budget's networks saw
+    assert not report.is_rival(method)
+    twin = find_method("twin", "denoise")
+    assert isinstance(twin, Method) and report.is_rival(twin)
+
+
+def test_papers_ahead_are_named(folder: Path) -> None:
+    paths, setting = sorted(folder.iterdir()), find_setting("denoise", "sigma25")
+    method = Method("irae", SHIPPED, "", lambda device: Loaded(lambda case: case.damaged), invertible=True)
+    scores = {
+        ("irae", "sigma25", path.stem): Score("cbsd68", path.stem, "irae", "denoise", "sigma25", {"psnr": 31.5})
+        for path in paths
+    }
+    entry = Entry("denoise", "cbsd68", paths, [setting], [method], scores, in_set=2)
+    (sentence,) = report.sentences(entry)
+    assert "DRUNet" in sentence and "SwinIR" in sentence and "DnCNN" not in sentence
+    assert ["irae", "31.50", "measured here"] in report.published_table(entry).rows
+    entry.in_set = 68
+    assert not report.sentences(entry)  # two images are no comparison
+
+
+def test_a_data_set_is_meant_by_its_name_and_its_files_are_checked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "._a.png").write_bytes(b"of another system")
+    (folder / "more.png").mkdir()
+    assert [path.name for path in image_paths(str(folder))] == ["a.png", "b.png"]
+    monkeypatch.chdir(tmp_path)
+    dataset = load_dataset("cbsd68")
+    for place in (tmp_path / "cbsd68", tmp_path / dataset.folder):
+        place.mkdir(parents=True)
+        for name in dataset.files:
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / "a.png", place / name)
+    assert image_paths("cbsd68", tmp_path)[0].is_relative_to(tmp_path / dataset.folder)
+    with pytest.raises(DatasetError, match="is not the file of cbsd68"):
+        run(Request(("denoise",), ("cbsd68",), ("input",), root=tmp_path), tmp_path / "report")
+
+
+def test_a_cache_that_cannot_be_written_ends_the_run(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "report" / "cache.jsonl").mkdir(parents=True)
+    with pytest.raises(EvaluationError, match="cannot be written"):
+        run(Request(("denoise",), (str(folder),), ("input",), timing=False), tmp_path / "report")
 
 
 def test_spandrel_reads_published_weights(tmp_path: Path, photo: NDArray[Any]) -> None:
