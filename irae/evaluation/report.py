@@ -186,7 +186,9 @@ def seeds_table(entry: Entry, methods: Sequence[Method]) -> Table:
         [network, str(len(seeds[network])), *(f"{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}" for v in found)]
         for network, found in means.items()
     ]
-    for network in means.keys() - {"irae"} if "irae" in means else ():
+    for network in means if "irae" in means else ():
+        if network == "irae":
+            continue
         gaps = (between_trainings(*pair) for pair in zip(means[network], means["irae"], strict=True))
         rows.append([f"{network} less irae", "", *(f"{g.value:+.3f} [{g.low:+.3f}, {g.high:+.3f}]" for g in gaps)])
     note = (
