@@ -140,8 +140,7 @@ def count_pixels(path: Path) -> int:
             elif format == "TIFF":
                 logging.getLogger("tifffile").addHandler(_QUIET)
                 with tifffile.TiffFile(file) as tiff:
-                    page: Any = tiff.pages[0]
-                    width, height = page.imagewidth, page.imagelength
+                    width, height = _tiff_size(tiff.pages[0])
             else:
                 width, height = _pillow_image(file, format).size
     except Exception:  # reading it will tell what is wrong
@@ -222,6 +221,7 @@ def _pillow_image(file: IO[bytes], format: str) -> Any:
     """Pillow's image, not decoded yet, without Pillow's own limit of pixels."""
     from PIL import Image
 
+    logging.getLogger("PIL").addHandler(_QUIET)
     with _PILLOW:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -363,7 +363,7 @@ def _read_tiff(data: bytes, max_pixels: int) -> Picture:
     logging.getLogger("tifffile").addHandler(_QUIET)  # or its warnings go to the terminal
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
         page: Any = tiff.pages[0]
-        _check_size(page.imagewidth, page.imagelength, max_pixels)
+        _check_size(*_tiff_size(page), max_pixels)
         if len(tiff.pages) > 1:
             raise ImageError(f"has {len(tiff.pages)} pages: save the one you want in its own file first")
         _check_tiff(page, len(data))
@@ -374,6 +374,14 @@ def _read_tiff(data: bytes, max_pixels: int) -> Picture:
     if _ORIENTATION in page.tags:
         exif.setdefault(_ORIENTATION, int(page.tags[_ORIENTATION].value))  # Pillow reads no tags of BigTIFF
     return _picture(samples, "TIFF", exif.tobytes(), page.tags.valueof(_ICC))
+
+
+def _tiff_size(page: Any) -> tuple[int, int]:
+    """Width and height; a damaged tag holds many numbers, and a tuple of them times the other side is a bomb."""
+    width, height = page.imagewidth, page.imagelength
+    if not (isinstance(width, int) and isinstance(height, int)):
+        raise ImageError("does not say how large it is: get a whole copy of the file")
+    return width, height
 
 
 def _check_tiff(page: Any, size: int) -> None:

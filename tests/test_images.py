@@ -23,6 +23,7 @@ from irae.images import (
     SUFFIXES,
     ImageError,
     Picture,
+    count_pixels,
     encode_image,
     is_image_path,
     read_image,
@@ -883,3 +884,20 @@ def test_png_bombs_are_not_inflated(part):
     finally:
         tracemalloc.stop()
     assert read.icc is None and not read.pixels.any()
+
+
+def test_a_tiff_whose_width_is_many_numbers_takes_no_memory(tmp_path):
+    content = bytearray(encode_image(Picture(np.zeros((9, 14, 3), np.uint8)), "TIFF"))
+    directory = struct.unpack_from("<I", content, 4)[0] + 2
+    for tag, count, value in ((256, 50, 8), (257, 1, 3_000_000)):
+        entry = next(at for at in range(directory, len(content), 12) if content[at : at + 2] == struct.pack("<H", tag))
+        struct.pack_into("<HII", content, entry + 2, 4, count, value)
+    (tmp_path / "bomb.tif").write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError, match="how large"):
+            read_image(bytes(content))
+        assert count_pixels(tmp_path / "bomb.tif") == 0
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
