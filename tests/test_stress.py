@@ -46,15 +46,9 @@ def most_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def test_any_damage_is_read_or_refused() -> None:
-    before = most_memory()
-    damaged_files_are_read_or_refused()
-    assert most_memory() - before < 500e6
-
-
 @settings(max_examples=300_000, deadline=5000, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), original=st.sampled_from(originals()))
-def damaged_files_are_read_or_refused(data: st.DataObject, original: bytes) -> None:
+def test_any_damage_is_read_or_refused(data: st.DataObject, original: bytes) -> None:
     content = bytearray(original)
     for _ in range(data.draw(st.integers(0, 6))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -63,12 +57,14 @@ def damaged_files_are_read_or_refused(data: st.DataObject, original: bytes) -> N
     content[cut:cut] = inserted
     if data.draw(st.booleans()):
         del content[cut + len(inserted) :]
+    before = most_memory()  # which hypothesis raises too, file by file
     try:
         picture = read_image(bytes(content), max_pixels=1_000_000)
     except ImageError as error:
         assert "\n" not in str(error)
     else:
         assert picture.pixels.size <= 3_000_000 and picture.pixels.dtype in (np.uint8, np.uint16)
+    assert most_memory() - before < 100e6
 
 
 def test_a_training_run_killed_at_random_moments_ends_as_an_undisturbed_one(tmp_path: Path, photo: np.ndarray) -> None:

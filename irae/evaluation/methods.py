@@ -118,7 +118,9 @@ def _find(name: str, task: str) -> Method | str:
     if stem in ("irae", "irae-best"):
         weights = task + stem.removeprefix("irae")
         if weights not in installed_weights():
-            return f"{stem} has no weights for the task '{task}': train them with `irae train recipes/{weights}.toml`."
+            there = (resource_dir("recipes") / f"{weights}.toml").is_file()
+            train = f": train them with `irae train recipes/{weights}.toml`" if there else ""
+            return f"{stem} has no weights for the task '{task}'{train}."
         return _from_weights(name, installed_weights()[weights], task, SHIPPED, name.endswith(BLIND))
     if stem == "irae-budget" or stem in BASELINES:
         network = stem.removesuffix("-budget")
