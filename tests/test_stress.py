@@ -67,6 +67,32 @@ def test_any_damage_is_read_or_refused(data: st.DataObject, original: bytes) -> 
     assert most_memory() - before < 100e6
 
 
+def test_many_damaged_files_leave_no_memory_behind() -> None:
+    """The bound on a whole run, without what hypothesis and the captured log of a test hold of each example."""
+    code = """
+import logging
+import random
+from irae.images import ImageError, read_image
+from tests.test_stress import most_memory, originals
+logging.disable()
+chance, files = random.Random(0), originals()
+before = most_memory()
+for _ in range(300_000):
+    content = bytearray(chance.choice(files))
+    for _ in range(chance.randrange(7)):
+        content[chance.randrange(min(len(content), chance.choice((200, 10_000))))] = chance.randrange(256)
+    if chance.random() < 0.3:
+        del content[chance.randrange(len(content)) :]
+    try:
+        read_image(bytes(content), max_pixels=1_000_000)
+    except ImageError:
+        pass
+print(most_memory() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=Path(__file__).parents[1])
+    assert int(done.stdout.split()[-1]) < 500e6
+
+
 def test_a_training_run_killed_at_random_moments_ends_as_an_undisturbed_one(tmp_path: Path, photo: np.ndarray) -> None:
     for folder in ("images", "holdout"):
         (tmp_path / folder).mkdir()

@@ -305,7 +305,7 @@ class Probe:
                     else:
                         found = self._cached(instrument, what, self._estimate, instrument, cut, part)
                 except EstimatorError as error:
-                    raise ProbeError(f"{self.subject.name}, {name!r}, {instrument}: {error}") from error
+                    raise EstimatorError(f"{self.subject.name}, {name!r}, {instrument}: {error}") from error
                 layer.values[part][instrument] = found
         if not layer.waits:
             layer.values["bare"] = {**layer.values["whole"], **layer.values["bare"]}

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from irae import cli
 from irae.images import Picture, write_bytes
-from irae.probe import ProbeError, Settings, notes, run, write_report
+from irae.probe import EstimatorError, ProbeError, Settings, notes, run, write_report
 from irae.probe import probe as probing
 
 SMALL = {"side": 8, "samples": 256, "spectra": 2, "steps": 5, "most": 4}
@@ -128,7 +128,7 @@ def test_refusals(folder: Path, tmp_path: Path, models: str, options: dict, mess
 
 def test_too_few_samples(folder: Path, tmp_path: Path) -> None:
     settings = Settings(("ffdnet-untrained",), str(folder), ("ksg",), ("input",), side=8, samples=100)
-    with pytest.raises(ProbeError, match="too few"):
+    with pytest.raises(EstimatorError, match="too few"):
         run(settings, tmp_path)
 
 
