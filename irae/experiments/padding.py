@@ -46,14 +46,14 @@ class Setup:
 
     hidden: int = 16
     sizes: tuple[int, ...] = (8, 16, 32, 64)
-    images: tuple[int, ...] = (20, 20, 10, 4)
+    images: tuple[int, ...] = (20, 20, 20, 8)
     steps: int = 1500
     batch: int = 16
     patch: int = 32
     lr: float = 3e-3
     sigma: float = 25.0
     tol: float = 1e-10
-    max_iter: int = 300
+    max_iter: int = 1000
     newton_steps: int = 15
     equal: float = 1e-6
     powers: int = 30
@@ -245,6 +245,6 @@ EXPERIMENT = Experiment(
     title="A trained rectifier unit with one-side and with usual padding",
     run=run,
     full=Setup(),
-    quick=Setup(sizes=(8, 16), images=(3, 3), steps=100),
-    minutes=30,
+    quick=Setup(sizes=(8, 16), images=(3, 3), steps=100, max_iter=300),
+    minutes=120,
 )
