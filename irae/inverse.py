@@ -191,7 +191,8 @@ def substitution(
     Functions: convolutions padded on one side, whose M is triangular from pixel to pixel with the same `diagonal`
     block M0. All pixels are swept at once, each with one step of `absolute_value` for M0 and the other pixels'
     values of the sweep before. Pixels settle anti-diagonal by anti-diagonal, so it converges wherever the steps
-    for M0 do (positive semidefinite M0); with M0 = 0 it ends after H + W - 1 sweeps and each is one of `picard`.
+    for M0 do (I + (M0 + M0')/2 positive definite); with M0 = 0 it ends after H + W - 1 sweeps and each is one of
+    `picard`.
     With r = ||M - M0|| < 1 and symmetric positive semidefinite M0 the error shrinks by (s - 1 + 2 r) / (s + 1),
     s = sqrt(1 + ||M0||), in each sweep (derived here), so that far fewer do.
 

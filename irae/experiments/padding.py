@@ -61,11 +61,16 @@ class Setup:
 
 
 class OtherTapsFree(RectifierUnit):
-    """Only B0 A0 is held semidefinite, which makes it invertible; the other taps may be as large as they like."""
+    """Only B0 A0 is held, semidefinite, which makes it invertible; the other taps may be as large as they like."""
 
     def __init__(self, channels: int, hidden: int, kernel: int) -> None:
         super().__init__(channels, hidden, kernel, limit=1e6)
         self.bounded = False
+
+    def _others(self) -> tuple[Tensor, Tensor]:
+        elsewhere = 1 - self._at_pixel(torch.ones(1, 1).to(self.bias))
+        A, B = super()._others()
+        return elsewhere * A, elsewhere * B
 
     def _off_scale(self, linear: Tensor, quadratic: Tensor) -> Tensor:
         return torch.ones_like(linear)
@@ -78,7 +83,6 @@ class RandomTaps(OtherTapsFree):
 
     def __init__(self, channels: int, hidden: int, kernel: int) -> None:
         super().__init__(channels, hidden, kernel)
-        assert self.A_taps is not None
         nn.init.kaiming_normal_(self.A_taps, nonlinearity="relu")
 
 
@@ -156,7 +160,7 @@ def invert(unit: RectifierUnit, clean: Tensor, setup: Setup) -> Row:
             row |= {f"{name} (%)": None, f"{name} error": None}
             continue
         limit = setup.newton_steps if name == "newton" else setup.max_iter
-        found = unit.invert(y, solver=name, tol=setup.tol, max_iter=limit).x
+        found = unit.invert(y, solver=name, tol=setup.tol, max_iter=limit, condition=False).x
         error = (found - x).abs().flatten(1).amax(1).nan_to_num(math.inf)
         row |= {f"{name} (%)": 100 * float((error <= setup.equal).double().mean())}
         row |= {f"{name} error": float(error.median())}

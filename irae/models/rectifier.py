@@ -32,18 +32,20 @@ class RectifierUnit(nn.Module):
     """y = x + A relu(B x + c + E cond) on one tensor; fully connected with kernel 1, convolutional with kernel 3.
 
     Both convolutions are padded with zeros on the same side, above and left ("before") or below and right ("after"),
-    so that M = B A is triangular from pixel to pixel and its blocks on the diagonal are M0 = B0 A0, the taps at the
-    pixel itself. Three constraints hold for every parameter value:
+    so that M = B A is triangular from pixel to pixel. Three constraints hold for every parameter value:
 
-    - B0 reads one half of the channels, through R; A0 writes F to the other half and s R' to the one that B0 read,
-      s > 0. So M0 = s R R' is positive semidefinite. Padding "after" swaps the halves.
-    - all other taps are scaled by g <= 1 so that the rest of M has an operator norm ||M - M0|| <= off_limit < 1 at
-      every image size (M - M0 = g L + g^2 Q, so g is the root of g ||L|| + g^2 ||Q|| = off_limit, or 1).
+    - a core of taps at the pixel itself makes a coupling, and pulls on what it read: B reads one half of the channels
+      through R, A writes F to the other half and s R' to the one that B read, s > 0. Its part of M is s R R', which is
+      positive semidefinite. Padding "after" swaps the halves.
+    - all other taps, those at the pixel between the other halves too, are scaled by g <= 1 so that what they add to M
+      has an operator norm <= off_limit < 1 at every image size (it is g L + g^2 Q, so g is the root of
+      g ||L|| + g^2 ||Q|| = off_limit, or 1).
     - A is scaled down to ||A|| ||B|| <= limit.
 
     Then (z1 - z2)' M (z1 - z2) >= -off_limit |z1 - z2|^2, and as relu is firmly nonexpansive the activations z =
     relu(u) follow q = B y + c with a Lipschitz constant of 1 / (1 - off_limit): there is one input, and an error grows
-    at most by 1 + limit / (1 - off_limit) in the inverse, whatever the image size.
+    at most by 1 + limit / (1 - off_limit) in the inverse, whatever the image size. The other taps may pull the other
+    way at the pixel: a unit that can only expand there could not take noise away.
 
     Args:
         channels: of x.
@@ -84,10 +86,9 @@ class RectifierUnit(nn.Module):
         self.bounds = [NormBound(grid) for _ in range(4)]
         self.bias = nn.Parameter(torch.zeros(hidden))
         self.embed = nn.Conv2d(cond, hidden, 1, bias=False) if cond else None
-        self.A_taps = nn.Parameter(torch.zeros(channels, hidden, kernel, kernel)) if free or kernel > 1 else None
-        self.B_taps = nn.Parameter(torch.empty(hidden, channels, kernel, kernel)) if free or kernel > 1 else None
-        if self.B_taps is not None:
-            nn.init.kaiming_normal_(self.B_taps, nonlinearity="relu")
+        self.A_taps = nn.Parameter(torch.zeros(channels, hidden, kernel, kernel))
+        self.B_taps = nn.Parameter(torch.empty(hidden, channels, kernel, kernel))
+        nn.init.kaiming_normal_(self.B_taps, nonlinearity="relu")
         if not free:
             half = channels // 2
             self.read = nn.Parameter(torch.empty(hidden, half))
@@ -128,6 +129,7 @@ class RectifierUnit(nn.Module):
         solver: str | None = None,
         tol: float | None = None,
         max_iter: int = 2000,
+        condition: bool = True,
     ) -> Inversion:
         """An inverse by one of the solvers of `irae.inverse`, matrix-free, with what it says about its answer.
 
@@ -138,6 +140,7 @@ class RectifierUnit(nn.Module):
             solver: "picard", "absolute_value", "newton" or "substitution", which is the default for padding on one
                 side and needs it; the default is "newton" for "both".
             tol, max_iter: as for the solvers.
+            condition: False leaves it NaN where the unit is not constrained, for half of the work.
 
         Raises:
             ValueError: there is no such solver, or it does not fit the padding.
@@ -157,11 +160,13 @@ class RectifierUnit(nn.Module):
                 return SOLVERS[solver](apply_A, apply_B, shift, y, **options)
 
             found = solve(image)
-            if not self.bounded:
-                condition = sensitivity(lambda y: solve(y).x, found.x, image)
-            else:
-                condition = self.growth * image.flatten(1).norm(dim=1) / found.x.flatten(1).norm(dim=1).clamp_min(1e-30)
-        return replace(found, x=found.x.view_as(y), condition=condition)
+            found = replace(found, x=found.x.view_as(y))
+            if self.bounded:
+                growth = self.growth * image.flatten(1).norm(dim=1) / found.x.flatten(1).norm(dim=1).clamp_min(1e-30)
+                return replace(found, condition=growth)
+            if condition:
+                return replace(found, condition=sensitivity(lambda y: solve(y).x, found.x.view_as(image), image))
+        return found
 
     @property
     def growth(self) -> float:
@@ -171,15 +176,11 @@ class RectifierUnit(nn.Module):
     def weights(self) -> tuple[Tensor, Tensor]:
         """The kernels as they are applied: A (channels, hidden, k, k) and B (hidden, channels, k, k)."""
         if self.free:
-            assert self.A_taps is not None and self.B_taps is not None
             return self.A_taps, self.B_taps
-        A, B = self._at_pixel()
-        if self.A_taps is not None and self.B_taps is not None:
-            place = self._place(torch.ones_like(A[:1, :1]))
-            A0, B0, A_off, B_off = self._place(A), self._place(B), self.A_taps * (1 - place), self.B_taps * (1 - place)
-            linear = _compose(B0, A_off) + _compose(B_off, A0)
-            g = self._off_scale(self.bounds[0](linear), self.bounds[1](_compose(B_off, A_off)))
-            A, B = A0 + g * A_off, B0 + g * B_off
+        (A, B), (A_off, B_off) = self._core(), self._others()
+        linear = _compose(B, A_off) + _compose(B_off, A)
+        g = self._off_scale(self.bounds[0](linear), self.bounds[1](_compose(B_off, A_off)))
+        A, B = A + g * A_off, B + g * B_off
         return limit_norm(A, self.bounds[2](A) * self.bounds[3](B), self.limit), B
 
     def diagonal(self, A: Tensor, B: Tensor) -> Tensor:
@@ -202,14 +203,20 @@ class RectifierUnit(nn.Module):
                 dense.append(self._convolve(basis.view(columns, -1, height, width), kernel).flatten(1).mT)
         return dense[0], dense[1]
 
-    def _at_pixel(self) -> tuple[Tensor, Tensor]:
-        """A0 and B0 before the last scaling, as 1x1 kernels."""
-        written, tied = len(self.write), F.softplus(self.pull) * self.read.mT
-        if self.padding == "before":  # reads the second half, writes the first
-            A, B = torch.cat((self.write, tied)), F.pad(self.read, (written, 0))
-        else:
-            A, B = torch.cat((tied, self.write)), F.pad(self.read, (0, written))
-        return A[:, :, None, None], B[:, :, None, None]
+    def _core(self) -> tuple[Tensor, Tensor]:
+        """A and B of the core, before the last scaling."""
+        tied = F.softplus(self.pull) * self.read.mT
+        A = torch.cat((self.write, tied) if self.padding == "before" else (tied, self.write))
+        return self._at_pixel(A), self._at_pixel(F.pad(self.read, self._written()))
+
+    def _others(self) -> tuple[Tensor, Tensor]:
+        """A and B of the other taps, before they are scaled by g: all that are not the core's."""
+        written = F.pad(torch.zeros_like(self.read[:1]), self._written(), value=1.0)  # (1, channels)
+        return self.A_taps * (1 - self._at_pixel(written.mT)), self.B_taps * (1 - self._at_pixel(1 - written))
+
+    def _written(self) -> tuple[int, int]:
+        """The channels that the core writes to, before and after those that it reads."""
+        return (len(self.write), 0) if self.padding == "before" else (0, len(self.write))
 
     def _off_scale(self, linear: Tensor, quadratic: Tensor) -> Tensor:
         """The largest g <= 1 with g * linear + g**2 * quadratic <= off_limit."""
@@ -217,10 +224,10 @@ class RectifierUnit(nn.Module):
         root = (linear**2 + 4 * rho * quadratic).clamp_min(rho**2).sqrt()  # the clamp changes nothing: then g is 1
         return 2 * rho / (linear + root).clamp_min(2 * rho)
 
-    def _place(self, tap: Tensor) -> Tensor:
-        """A 1x1 kernel as the tap at the pixel of a k x k one."""
+    def _at_pixel(self, matrix: Tensor) -> Tensor:
+        """A matrix as the tap at the pixel of a k x k kernel."""
         k = self.kernel - 1
-        return F.pad(tap, (k, 0, k, 0) if self.padding == "before" else (0, k, 0, k))
+        return F.pad(matrix[:, :, None, None], (k, 0, k, 0) if self.padding == "before" else (0, k, 0, k))
 
     def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
         k = self.kernel - 1
@@ -259,8 +266,8 @@ class RectifierStep(Invertible):
 class RectifierBlock(Chain):
     """Two rectifier units on the streams together, x = [a, b], the second mirrored in its corner and halves.
 
-    The taps at the pixel make a coupling, with what is read also pulled on; the other taps mix all channels, within
-    the bounds that keep the inverse well conditioned (see `RectifierUnit`, with the figures of an error's growth).
+    At the pixel a unit is a coupling, with what is read also pulled on; its other taps mix all channels, within the
+    bounds that keep the inverse well conditioned (see `RectifierUnit`, with the figures of an error's growth).
 
     Args:
         channels: channels of each stream.
@@ -334,8 +341,8 @@ def _unit_verdict(unit: RectifierUnit) -> Verdict:
         return Verdict(True, f"||A|| ||B|| is at most {bound:.3g} < 1 at every image size")
     if unit.padding == "both" and unit.kernel > 1:
         return Verdict(None, f"||A|| ||B|| may be {bound:.3g}, and usual padding leaves no smaller condition to test")
-    if not unit.free:
-        return Verdict(True, "its parametrisation keeps B0 A0 positive semidefinite")
+    if unit.bounded:
+        return Verdict(True, "its parametrisation keeps I + (M + M')/2 positive definite, M = B A")
     at = {"before": -1, "after": 0, "both": 0}[unit.padding]
     verdict = _verdict(A[:, :, at, at], B[:, :, at, at])
     where = " (taps at the pixel)" if unit.kernel > 1 else ""
