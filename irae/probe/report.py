@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -270,7 +271,7 @@ def _plane(reports: Sequence[Report], key: str, caption: str) -> Figure:
     axes.set_title(f"Information plane ({key}; square: output)", fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    figure.supxlabel(caption, fontsize="x-small")
+    figure.supxlabel(textwrap.fill(caption, 85), fontsize="x-small")
     return figure
 
 
