@@ -188,16 +188,17 @@ def substitution(
     Matrices: the finest block triangular structure, lower or upper, is read off M, and each block is solved by
     Newton's method with pivoting. One block is left if there is none, which makes it `newton`.
 
-    Functions: convolutions padded on one side, whose M is triangular from pixel to pixel with the same `diagonal`
-    block M0. All pixels are swept at once, each with one step of `absolute_value` for M0 and the other pixels'
+    Functions: convolutions padded on one side, whose M is triangular from pixel to pixel with the same block M0 on the
+    diagonal. All pixels are swept at once, each with one step of `absolute_value` for M0 and the other pixels'
     values of the sweep before. Pixels settle anti-diagonal by anti-diagonal, so it converges wherever the steps
     for M0 do (I + (M0 + M0')/2 positive definite); with M0 = 0 it ends after H + W - 1 sweeps and each is one of
     `picard`.
     With r = ||M - M0|| < 1 and symmetric positive semidefinite M0 the error shrinks by (s - 1 + 2 r) / (s + 1),
-    s = sqrt(1 + ||M0||), in each sweep (derived here), so that far fewer do.
+    s = sqrt(1 + ||M0||), in each sweep (derived here), so that far fewer do; that holds for any such M0 at each pixel,
+    what is left of the true block counted in r.
 
-    Args: as `picard`, with `max_iter` for functions only; diagonal: M0 (m, m), which acts on the first axis after the
-        batch, for functions only.
+    Args: as `picard`, with `max_iter` for functions only; `diagonal`: M0 (m, m), which acts on the first axis after
+        the batch, for functions only.
 
     Raises:
         ValueError: as `picard`, or functions without `diagonal`. A singular system is flagged as not converged.

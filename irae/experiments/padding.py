@@ -240,8 +240,8 @@ def plot(rows: list[Row]) -> Figure:
     for offset, name in zip((-0.3, -0.1, 0.1, 0.3), SOLVERS, strict=True):
         right.bar(places + offset, [row[f"{name} (%)"] or 0 for row in largest], width=0.2, label=name)
     right.set_xticks(places, [row["unit"].replace(", ", ",\n") for row in largest], fontsize="small")
-    right.set(ylim=(0, 105), ylabel="inputs recovered (%)", title=f"{largest[0]['size']} x {largest[0]['size']}")
-    right.legend(fontsize="small")
+    right.set(ylim=(0, 118), ylabel="inputs recovered (%)", title=f"{largest[0]['size']} x {largest[0]['size']}")
+    right.legend(fontsize="small", loc="upper center", ncols=len(SOLVERS))
     return figure
 
 
@@ -250,5 +250,5 @@ EXPERIMENT = Experiment(
     run=run,
     full=Setup(),
     quick=Setup(sizes=(8, 16), images=(3, 3), steps=100, max_iter=300),
-    minutes=120,
+    minutes=55,
 )

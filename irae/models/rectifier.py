@@ -37,15 +37,15 @@ class RectifierUnit(nn.Module):
     - a core of taps at the pixel itself makes a coupling, and pulls on what it read: B reads one half of the channels
       through R, A writes F to the other half and s R' to the one that B read, s > 0. Its part of M is s R R', which is
       positive semidefinite. Padding "after" swaps the halves.
-    - all other taps, those at the pixel between the other halves too, are scaled by g <= 1 so that what they add to M
-      has an operator norm <= off_limit < 1 at every image size (it is g L + g^2 Q, so g is the root of
+    - what is added to the core, all other taps and at the pixel all but F and R, is scaled by g <= 1 so that it changes
+      M by an operator norm <= off_limit < 1 at every image size (by g L + g^2 Q, so g is the root of
       g ||L|| + g^2 ||Q|| = off_limit, or 1).
     - A is scaled down to ||A|| ||B|| <= limit.
 
     Then (z1 - z2)' M (z1 - z2) >= -off_limit |z1 - z2|^2, and as relu is firmly nonexpansive the activations z =
     relu(u) follow q = B y + c with a Lipschitz constant of 1 / (1 - off_limit): there is one input, and an error grows
-    at most by 1 + limit / (1 - off_limit) in the inverse, whatever the image size. The other taps may pull the other
-    way at the pixel: a unit that can only expand there could not take noise away.
+    at most by 1 + limit / (1 - off_limit) in the inverse, whatever the image size. What is added may pull the
+    other way at the pixel: a unit that can only expand there could not take noise away.
 
     Args:
         channels: of x.
@@ -150,9 +150,9 @@ class RectifierUnit(nn.Module):
             raise ValueError(f"There is no solver {solver!r} for this padding; choose one of {', '.join(SOLVERS)}.")
         image = y if y.dim() == 4 else y[:, :, None, None]
         with torch.no_grad(), torch.autocast(y.device.type, enabled=False):
-            A, B = self.weights()
+            A, B, core = self._kernels()
             shift, certificate = self.shift(image, cond), self._certificate()
-            extra = {"diagonal": self.diagonal(A, B)} if solver == "substitution" else {}
+            extra = {"diagonal": core} if solver == "substitution" else {}
 
             def solve(y: Tensor) -> Inversion:
                 apply_A, apply_B = (partial(self._convolve, kernel=kernel) for kernel in (A, B))
@@ -160,13 +160,12 @@ class RectifierUnit(nn.Module):
                 return SOLVERS[solver](apply_A, apply_B, shift, y, **options)
 
             found = solve(image)
-            found = replace(found, x=found.x.view_as(y))
+            known = found.condition  # NaN
             if self.bounded:
-                growth = self.growth * image.flatten(1).norm(dim=1) / found.x.flatten(1).norm(dim=1).clamp_min(1e-30)
-                return replace(found, condition=growth)
-            if condition:
-                return replace(found, condition=sensitivity(lambda y: solve(y).x, found.x.view_as(image), image))
-        return found
+                known = self.growth * image.flatten(1).norm(dim=1) / found.x.flatten(1).norm(dim=1).clamp_min(1e-30)
+            elif condition:
+                known = sensitivity(lambda y: solve(y).x, found.x, image)
+        return replace(found, x=found.x.view_as(y), condition=known)
 
     @property
     def growth(self) -> float:
@@ -175,13 +174,8 @@ class RectifierUnit(nn.Module):
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """The kernels as they are applied: A (channels, hidden, k, k) and B (hidden, channels, k, k)."""
-        if self.free:
-            return self.A_taps, self.B_taps
-        (A, B), (A_off, B_off) = self._core(), self._others()
-        linear = _compose(B, A_off) + _compose(B_off, A)
-        g = self._off_scale(self.bounds[0](linear), self.bounds[1](_compose(B_off, A_off)))
-        A, B = A + g * A_off, B + g * B_off
-        return limit_norm(A, self.bounds[2](A) * self.bounds[3](B), self.limit), B
+        A, B, _ = self._kernels()
+        return A, B
 
     def diagonal(self, A: Tensor, B: Tensor) -> Tensor:
         """M0 = B0 A0 (hidden, hidden) of kernels that `weights` gave."""
@@ -203,6 +197,20 @@ class RectifierUnit(nn.Module):
                 dense.append(self._convolve(basis.view(columns, -1, height, width), kernel).flatten(1).mT)
         return dense[0], dense[1]
 
+    def _kernels(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A, B and the core's part of M, (hidden, hidden): all of M at the pixel where the unit is free.
+
+        The rest of M is at most off_limit, so `substitution` with the core has the rate that it promises.
+        """
+        if self.free:
+            return self.A_taps, self.B_taps, self.diagonal(self.A_taps, self.B_taps)
+        (A_core, B_core), (A_off, B_off) = self._core(), self._others()
+        linear = _compose(B_core, A_off) + _compose(B_off, A_core)
+        g = self._off_scale(self.bounds[0](linear), self.bounds[1](_compose(B_off, A_off)))
+        A, B = A_core + g * A_off, B_core + g * B_off
+        norm = self.bounds[2](A) * self.bounds[3](B)
+        return limit_norm(A, norm, self.limit), B, self.diagonal(limit_norm(A_core, norm, self.limit), B_core)
+
     def _core(self) -> tuple[Tensor, Tensor]:
         """A and B of the core, before the last scaling."""
         tied = F.softplus(self.pull) * self.read.mT
@@ -210,7 +218,7 @@ class RectifierUnit(nn.Module):
         return self._at_pixel(A), self._at_pixel(F.pad(self.read, self._written()))
 
     def _others(self) -> tuple[Tensor, Tensor]:
-        """A and B of the other taps, before they are scaled by g: all that are not the core's."""
+        """A and B of what is added to the core, before it is scaled by g: all taps but F and R."""
         written = F.pad(torch.zeros_like(self.read[:1]), self._written(), value=1.0)  # (1, channels)
         return self.A_taps * (1 - self._at_pixel(written.mT)), self.B_taps * (1 - self._at_pixel(1 - written))
 
@@ -242,7 +250,7 @@ class RectifierUnit(nn.Module):
 
 
 class RectifierStep(Invertible):
-    """A rectifier unit on the two streams together, x = [a, b]: padding "before" reads b and writes a at the pixel.
+    """A rectifier unit on the two streams together, x = [a, b]: the core of padding "before" reads b and writes a.
 
     Args: unit: acts on twice the channels of a stream.
     """
@@ -266,8 +274,8 @@ class RectifierStep(Invertible):
 class RectifierBlock(Chain):
     """Two rectifier units on the streams together, x = [a, b], the second mirrored in its corner and halves.
 
-    At the pixel a unit is a coupling, with what is read also pulled on; its other taps mix all channels, within the
-    bounds that keep the inverse well conditioned (see `RectifierUnit`, with the figures of an error's growth).
+    The core of a unit is a coupling at the pixel, with what is read also pulled on; what is added mixes all channels,
+    within the bounds that keep the inverse well conditioned (see `RectifierUnit`, with the figures of an error's growth).
 
     Args:
         channels: channels of each stream.

@@ -34,6 +34,22 @@ def test_constraints_hold_for_every_parameter(padding: str, scale: float) -> Non
 
 
 @pytest.mark.parametrize("padding", ["before", "after"])
+@pytest.mark.parametrize("scale", [0.02, 0.3, 3.0, 100.0])
+@pytest.mark.parametrize("core", [0.01, 1.0])
+def test_what_is_added_to_a_semidefinite_core_is_bounded(padding: str, scale: float, core: float) -> None:
+    made = unit(scale, padding, limit=1e12)
+    with torch.no_grad():
+        made.read.mul_(core)
+        made.write.mul_(core)
+        A, B = made.matrices(7, 8)
+        at_pixel = made.diagonal(*made._core())
+    torch.testing.assert_close(at_pixel, at_pixel.mT)
+    assert torch.linalg.eigvalsh(at_pixel).min() >= -1e-12 * at_pixel.abs().max()
+    added = torch.linalg.matrix_norm(B @ A - torch.kron(at_pixel, torch.eye(56, dtype=A.dtype)), 2)
+    assert 0.2 < added <= 0.5 or scale < 0.1  # used, and kept
+
+
+@pytest.mark.parametrize("padding", ["before", "after"])
 def test_one_side_padding_makes_the_product_triangular_from_pixel_to_pixel(padding: str) -> None:
     made = unit(0.3, padding)
     A, B = made.matrices(5, 4)
