@@ -1,8 +1,8 @@
 """Activation memory of a training step against the number of blocks: saved tensors and temporaries.
 
-Additive blocks of 64 channels, a batch of 4 of 128 x 128; parameters and their gradients are left out.
+Blocks of 64 channels, a batch of 4 of 128 x 128; parameters and their gradients are left out.
 
-    python benchmarks/memory.py [--blocks 8,64] [--channels 64] [--batch 4] [--size 128] [--repeats 3]
+    python benchmarks/memory.py [--block NAME] [--blocks 8,64] [--channels 64] [--batch 4] [--size 128] [--repeats 3]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which network and which recipe learn most in a given time: short runs of variants of a recipe, one table.
 
-    python benchmarks/search.py denoise [--minutes 8] [--seeds 1] [--variants "as it is,width 96"] [--threads 1]
+    python benchmarks/search.py denoise [--minutes 8] [--seeds 1] [--variants "as it is;width 96"] [--threads 1]
 
 Every variant is trained from scratch for the same time, its learning rate going down a cosine, and measured by PSNR on
 the held-out training images; the steps that a variant makes in that time are measured before.

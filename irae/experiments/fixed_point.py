@@ -64,7 +64,7 @@ def linear_semidefinite(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def linear_triangular(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """y = x + A relu(x + c), A lower triangular with a diagonal >= 0, as one-side padding makes it."""
+    """y = x + A relu(x + c), A lower triangular, as one-side padding makes it, with a diagonal >= 0."""
     return first.tril(-1) + torch.diag_embed(first.diagonal(dim1=1, dim2=2).abs()), _identity(first)
 
 
@@ -130,7 +130,7 @@ def invert_cases(setup: Setup, cases: Cases, family: str, scale: float, name: st
 NOTES = [
     "Share of the cases whose input comes back. A case is y = x + A relu(B x + c). Linear: B = I; unit: A and B of "
     "the same size. Any: nothing is asked of the weights; semidefinite: BA = SS' with S drawn like the weights; "
-    "triangular: BA is lower triangular with a diagonal >= 0, as one-side padding makes it, and only there "
+    "triangular: BA is lower triangular, as one-side padding makes it, with a diagonal >= 0, and only there "
     "`substitution` applies. All that is random is normal: x and c with deviation 1, the weights with deviation "
     "scale / sqrt(units).",
     "Another preimage: the algorithm converged to an x that gives the same y and is not the input, because the unit "

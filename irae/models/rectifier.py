@@ -275,7 +275,8 @@ class RectifierBlock(Chain):
     """Two rectifier units on the streams together, x = [a, b], the second mirrored in its corner and halves.
 
     The core of a unit is a coupling at the pixel, with what is read also pulled on; what is added mixes all channels,
-    within the bounds that keep the inverse well conditioned (see `RectifierUnit`, with the figures of an error's growth).
+    within the bounds that keep the inverse well conditioned (see `RectifierUnit`, with the figures of an
+    error's growth).
 
     Args:
         channels: channels of each stream.

@@ -129,6 +129,17 @@ def test_condition_equals_that_of_the_dense_jacobian(name: str) -> None:
     assert condition(unit, x, setup) == pytest.approx(float(torch.linalg.cond(jacobian)), rel=1e-2)
 
 
+@pytest.mark.parametrize("name", ["one side, only B0 A0 held", "one side, random taps"])
+def test_units_that_hold_the_pixel_alone_keep_it_semidefinite(name: str) -> None:
+    torch.manual_seed(0)
+    unit = UNITS[name](4, 6, 3).double().requires_grad_(False)
+    for parameter in unit.parameters():
+        parameter.normal_(0, 0.2)
+    at_pixel = unit.diagonal(*unit.weights())
+    torch.testing.assert_close(at_pixel, at_pixel.mT)
+    assert torch.linalg.eigvalsh(at_pixel).min() > -1e-12
+
+
 @pytest.mark.parametrize("padding", ["before", "both"])
 def test_convolution_matrix_is_the_convolution(padding: str) -> None:
     x, kernel = torch.randn(3, 4, 4, dtype=torch.float64), torch.randn(2, 3, 3, 3, dtype=torch.float64)

@@ -154,6 +154,9 @@ def test_algebraic_condition_alone_is_no_usable_inverse() -> None:
     assert errors[1] > 1
     # The residual is small all the same: only the condition tells.
     assert bool(found.converged)
+    sooner = made.invert(made(x).detach(), condition=False)
+    assert torch.equal(sooner.x, found.x)
+    assert bool(sooner.condition.isnan())
     assert answers == ["the input", "ill conditioned"]
     with pytest.raises(InverseError):
         made.inverse(made(x).detach())
