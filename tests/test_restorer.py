@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 import irae
+import irae.restorer as restorer_module
 from irae.errors import IraeError
 from irae.images import Picture, write_image
 from irae.metrics import psnr, ssim
@@ -85,6 +86,17 @@ def test_bf16_is_close_to_float32(photo: Pixels) -> None:
     damaged = noisy(photo)
     low, high = (irae.restore(damaged, precision=precision) for precision in ("bf16", "fp32"))
     assert psnr(low, high) > 45
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.2, "bf16"), (0.9, "fp32"), (1.7, "fp32")])
+def test_auto_takes_bf16_only_where_the_processor_is_faster_at_it(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, expected: str
+) -> None:
+    times = {torch.float32: 1.0, torch.bfloat16: seconds}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(restorer_module, "_convolution_times", lambda *dtypes: times)
+    monkeypatch.setattr(restorer_module, "_fast_bf16", restorer_module._fast_bf16.__wrapped__)
+    assert restorer_module.pick_precision("auto", torch.device("cpu")) == expected
 
 
 @pytest.mark.parametrize("kind", ["rgb", "grey", "16 bit", "half strength"])
