@@ -1,6 +1,6 @@
 """Quality against work: the networks of an `irae evaluate` report beside what papers report, one plot a task.
 
-    irae evaluate --task denoise,jpeg --models irae,irae-blind,irae-best -o report
+    irae evaluate --task denoise,jpeg --models irae,irae-blind --settings sigma25,q10 -o report
     python benchmarks/work.py report [-o docs/work.png]
 
 Work is multiply-accumulates a pixel; it says nothing of how well a processor does them.
@@ -18,7 +18,7 @@ from matplotlib.ticker import EngFormatter
 
 from irae.evaluation.published import PUBLISHED
 
-# Multiply-accumulates a pixel of the published networks, counted from their papers' layers.
+# Multiply-accumulates a pixel of published networks.
 WORK = {
     "DnCNN, blind": 667e3,
     "FFDNet, level given": 213e3,
@@ -39,15 +39,19 @@ def main(
     for (name, task), axis in zip(found.items(), axes[0], strict=True):
         data, setting, title = SHOWN[name]
         own = [(m["costs"]["macs"], m["psnr"][setting]["value"], m["name"]) for m in task["methods"]]
-        papers = [(WORK[p.method], p.psnr[setting], p.method) for p in PUBLISHED[data] if p.method in WORK]
-        for points, marker, label in ((own, "o", "measured"), (papers, "s", "published")):
+        known = [p for p in PUBLISHED[data] if p.method in WORK and setting in p.psnr]
+        papers = [(WORK[p.method], p.psnr[setting], p.method) for p in known]
+        for points, marker, label, beside in (
+            (own, "o", "measured", {"ha": "right", "va": "center", "xytext": (-6, 0)}),
+            (papers, "s", "published", {"ha": "center", "xytext": (0, 6)}),
+        ):
             points = [point for point in points if point[0]]
             axis.scatter(*zip(*[point[:2] for point in points], strict=True), marker=marker, label=label)
             for work, psnr, method in points:
-                axis.annotate(method, (work, psnr), xytext=(5, 4), textcoords="offset points", fontsize=8)
+                axis.annotate(method, (work, psnr), textcoords="offset points", fontsize=8, **beside)
         axis.set(xscale="log", xlabel="multiply-accumulates a pixel", ylabel="PSNR (dB)", title=title)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axis.margins(0.25, 0.2)
+        axis.margins(0.35, 0.2)
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)
     figure.savefig(output, dpi=110)
