@@ -18,7 +18,7 @@ from matplotlib.ticker import EngFormatter
 
 from irae.evaluation.published import PUBLISHED
 
-# Multiply-accumulates a pixel of published networks.
+# Multiply-accumulates a pixel of published networks, as in the README.
 WORK = {
     "DnCNN, blind": 667e3,
     "FFDNet, level given": 213e3,

@@ -404,8 +404,8 @@ def _fast_bf16(device: torch.device) -> bool:
 def _convolution_times(*dtypes: torch.dtype) -> dict[torch.dtype, float]:
     """Seconds that the CPU takes for a convolution such as the networks have, 0.3 GFLOP: the least of five, in turns.
 
-    What a processor says of itself is not enough: without AMX, or where a virtual machine hides its tiles, an Intel
-    processor with AVX512-BF16 is slower in bf16 than in float32.
+    What a processor says of itself is not enough: in a virtual machine that hides the tiles of AMX, one that names
+    AMX and AVX512-BF16 took 1.5 times as long in bf16 as in float32.
     """
     times: dict[torch.dtype, list[float]] = {dtype: [] for dtype in dtypes}
     with torch.inference_mode():
