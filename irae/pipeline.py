@@ -64,7 +64,7 @@ def restore(
         image: a path (pixels are taken in their stored orientation), or an array (H, W) or (H, W, C), C one of 1
             (grey), 2 (grey, alpha), 3 (RGB), 4 (RGB, alpha); uint8, uint16, or float32 nominally in [0, 1]. Floats
             outside that range go to the network unclipped. Alpha stays as it is, unless it is the mask.
-        task: "auto" finds out what the image needs; or "denoise", "jpeg", "inpaint".
+        task: "auto" finds out what the image needs; or "denoise", "photo", "jpeg", "inpaint".
         sigma: standard deviation of the noise in 8-bit levels, whatever the dtype.
         mask: what is missing: an array (H, W), a mask file, "alpha" or "#rrggbb"; see `irae.engine.Wishes`.
         jpeg_quality, consistent, ensemble: see `irae.engine.Wishes`.
