@@ -50,8 +50,6 @@ VARIANTS: dict[str, Changes] = {
     "hidden 96": {"model": {"block_options": u(hidden=96)}},
     "dip of 3 convolutions": {"model": {"block_options": u(depth=3)}},
     "dip of 2 levels": {"model": {"block_options": u(levels=2)}},
-    "dip of 2 levels, 2 blocks": {"model": {"blocks": (2,), "block_options": u(levels=2)}},
-    "dip of 2 levels, width 96": {"model": {"channels": (96,), "block_options": u(levels=2)}},
     "dip of 2 levels, width 128": {"model": {"channels": (128,), "block_options": u(levels=2)}},
     "affine": {"model": {"block": "affine"}},
     # around the blocks
