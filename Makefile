@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test stress lint
 demo: $(VENV)/.ready
-	$(BIN)/irae demo --output demo
+	$(BIN)/irae demo --output demo --overwrite
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest

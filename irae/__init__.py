@@ -12,13 +12,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from irae.errors import IraeError
+
 if TYPE_CHECKING:
     from irae.pipeline import restore as restore
     from irae.weights import load_model as load_model
 
 __version__ = "0.1.0"
 _LAZY = {"load_model": "irae.weights", "restore": "irae.pipeline"}
-__all__ = ["__version__", "load_model", "restore"]
+__all__ = ["IraeError", "__version__", "load_model", "restore"]
 
 
 def __getattr__(name: str) -> Any:

@@ -121,7 +121,6 @@ class Residue:
 def decide(
     picture: Picture,
     tables: JpegTables | None = None,
-    mask: bool = False,
     photo: Callable[[Pixels], Pixels] | None = None,
 ) -> Decision:
     """What to do with a picture.
@@ -129,11 +128,8 @@ def decide(
     Args:
         picture: as it was read.
         tables: of the JPEG file that it was read from, None for other files.
-        mask: whether a mask of missing pixels is given.
         photo: takes camera noise out of pixels, blind; without it nothing is taken for a photograph.
     """
-    if mask:
-        return Decision((Step("inpaint"),), "A mask is given: inpainting.")
     if tables is None and has_few_colours(picture.pixels):
         return Decision((), f"Few colours found in the {picture.format}, as drawings have them: nothing to do.")
     found_grid = (0, 0) if tables is not None else find_grid(picture)

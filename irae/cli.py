@@ -115,7 +115,8 @@ def _version(
 @app.command()
 def restore(
     inputs: Annotated[
-        list[Path], typer.Argument(help="Image files or folders; - for standard input.", metavar="INPUT...")
+        list[Path],
+        typer.Argument(help="Image files or folders; - for standard input.", metavar="INPUT...", readable=False),
     ],
     output: Annotated[
         Path | None,
@@ -179,7 +180,9 @@ def restore(
     max_pixels: Annotated[
         float, typer.Option("--max-pixels", min=0, help="Refuse larger images; in megapixels.", show_default=True)
     ] = 200.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be done, and why.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be done, and why; no image is decoded.")
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what was found in each file and decided.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a file on standard output.")] = False,
 ) -> None:
@@ -195,6 +198,7 @@ def restore(
     """
     from irae.batch import Batch
     from irae.engine import ALPHA, Engine, Wishes, parse_colour
+    from irae.images import read_file
     from irae.pipeline import Settings, plan, restore_bytes
     from irae.restorer import OptionError, keep_freed_memory, pick_device
     from irae.runner import Workers, all_of
@@ -215,10 +219,14 @@ def restore(
         if len(inputs) != 1 or inputs[0].is_dir() or keep_rest or compare or as_json or dry_run:
             raise OptionError("Standard input and output take one image and nothing beside it.")
         format = _stream_format(output, format)
-        data = sys.stdin.buffer.read() if inputs[0] == Path("-") else inputs[0].read_bytes()
-        if output not in (None, Path("-")) and _is_standard_input(output):
-            raise OptionError(f"{printable(output)} is the input, and inputs are never overwritten.")
-        content, done = restore_bytes(data, Engine(model, device, precision), settings, format)
+        source = None if inputs[0] == Path("-") else inputs[0]
+        data = sys.stdin.buffer.read() if source is None else read_file(source)
+        if output not in (None, Path("-")):
+            if _is_standard_input(output):
+                raise OptionError(f"{printable(output)} is the input, and inputs are never overwritten.")
+            if output.exists() and not overwrite:
+                raise OptionError(f"{printable(output)} exists: give --overwrite to replace it.")
+        content, done = restore_bytes(data, Engine(model, device, precision), settings, format, source)
         if explain:
             err.print("\n".join(done.found), markup=False)
         _write_out(content, output, overwrite)
@@ -383,12 +391,13 @@ def _is_standard_input(path: Path) -> bool:
 
 
 def _write_out(data: bytes, output: Path | None, overwrite: bool) -> None:
-    from irae.images import write_bytes
+    from irae.images import make_folder, write_bytes
 
     if output in (None, Path("-")):
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     else:
+        make_folder(output.parent)
         write_bytes(output, data, overwrite=overwrite)
 
 
@@ -398,9 +407,12 @@ def _complain(sentence: str) -> None:
 
 @app.command()
 def recover(
-    restored: Annotated[list[Path], typer.Argument(help="Images restored with --keep-rest.", metavar="RESTORED...")],
+    restored: Annotated[
+        list[Path], typer.Argument(help="Images restored with --keep-rest.", metavar="RESTORED...", readable=False)
+    ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="File to write, for one input.  [default: NAME.recovered.png]")
+        Path | None,
+        typer.Option("-o", "--output", help="File or folder to write, for one input.  [default: NAME.recovered.png]"),
     ] = None,
     model: ModelOption = None,
     device: DeviceOption = Device.auto,
@@ -435,7 +447,9 @@ def degrade(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="File to write.  [default: NAME.noisy.png, NAME.q30.jpg, NAME.holes.png]"),
+        typer.Option(
+            "-o", "--output", help="File or folder to write.  [default: NAME.noisy.png, NAME.q30.jpg, NAME.holes.png]"
+        ),
     ] = None,
     kind: Annotated[
         str, typer.Option("--kind", help="Of the noise: gaussian, varying, poisson or camera.")
@@ -461,13 +475,14 @@ def demo(
     noise: Annotated[float, typer.Option("--noise", help="Noise level in 8-bit levels.")] = 25.0,
     model: SizeOption = None,
     device: DeviceOption = Device.auto,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Damage a sample photograph, restore it, print PSNR and SSIM before and after, write them side by side."""
     from rich.table import Table
 
     from irae.demo import run_demo
 
-    result = run_demo(output, noise, model, device)
+    result = run_demo(output, noise, model, device, overwrite)
     table = Table(title=f"A cup of coffee, noise level {noise:g}")
     for heading in ("", "PSNR", "SSIM"):
         table.add_column(heading, justify="left" if not heading else "right")

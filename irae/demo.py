@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,11 @@ from skimage.data import coffee
 
 from irae.compare import side_by_side
 from irae.engine import Engine, Wishes
+from irae.errors import printable
 from irae.images import Picture, make_folder, read_image, write_image
 from irae.metrics import psnr, ssim
 from irae.pipeline import Damage, Job, Settings, degrade_file, restore_file
-from irae.restorer import check_settings
+from irae.restorer import OptionError, check_settings
 
 
 @dataclass(frozen=True)
@@ -23,21 +25,30 @@ class Demo:
     picture: Path
 
 
-def run_demo(folder: Path, sigma: float = 25.0, model: str | None = None, device: str = "auto") -> Demo:
+def run_demo(
+    folder: Path, sigma: float = 25.0, model: str | None = None, device: str = "auto", overwrite: bool = False
+) -> Demo:
     """Write coffee.png, noisy, restored and side by side to a folder, by way of files as a user would.
 
     Args:
-        folder: made where it is missing; files of an earlier run are replaced.
+        folder: made where it is missing.
         sigma: noise level in 8-bit levels.
         model, device: as `Restorer`.
+        overwrite: replace the pictures, if they exist.
+
+    Raises:
+        IraeError: a picture exists; then none was written.
     """
     check_settings(sigma)
     make_folder(folder)
     clean, compare = folder / "coffee.png", folder / "coffee.compare.png"
-    write_image(clean, Picture(coffee()), overwrite=True)  # a cup of coffee by Rachel Michetti, CC0
-    (noisy,) = degrade_file(clean, folder / "coffee.noisy.png", Damage(noise=sigma), overwrite=True)
-    restored = folder / "coffee.noisy.restored.png"
-    restore_file(Job(noisy, restored), Engine(model, device), Settings(Wishes("denoise"), overwrite=True))
+    noisy, restored = folder / "coffee.noisy.png", folder / "coffee.noisy.restored.png"
+    for picture in () if overwrite else (clean, noisy, restored, compare):
+        if os.path.lexists(picture):
+            raise OptionError(f"{printable(picture)} exists: give --overwrite to replace it.")
+    write_image(clean, Picture(coffee()), overwrite=overwrite)  # a cup of coffee by Rachel Michetti, CC0
+    degrade_file(clean, noisy, Damage(noise=sigma), overwrite)
+    restore_file(Job(noisy, restored), Engine(model, device), Settings(Wishes("denoise"), overwrite=overwrite))
     pictures = {
         name: read_image(path).pixels for name, path in (("clean", clean), ("noisy", noisy), ("restored", restored))
     }
@@ -48,5 +59,5 @@ def run_demo(folder: Path, sigma: float = 25.0, model: str | None = None, device
     captions = {
         f"{name}, {quality[name][0]:.2f} dB" if name in quality else name: picture for name, picture in pictures.items()
     }
-    write_image(compare, Picture(side_by_side(captions)), overwrite=True)
+    write_image(compare, Picture(side_by_side(captions)), overwrite=overwrite)
     return Demo(quality, compare)

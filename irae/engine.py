@@ -69,6 +69,10 @@ class Wishes:
     def __post_init__(self) -> None:
         if isinstance(self.mask, str) and self.mask != ALPHA and not self.mask.startswith("#"):
             object.__setattr__(self, "mask", Path(self.mask))
+        elif self.mask is not None and not isinstance(self.mask, (str, Path)):
+            object.__setattr__(self, "mask", np.asarray(self.mask))
+            if np.ndim(self.mask) not in (2, 3):
+                raise OptionError(f"A mask has the shape (H, W), not {np.shape(self.mask)}.")
         check_settings(self.sigma, self.strength)
         check_quality(self.jpeg_quality)
         if self.task not in CHOICES:
@@ -89,9 +93,9 @@ class Wishes:
 
 
 def check_quality(quality: int | None) -> None:
-    """Raises OptionError for a JPEG quality outside 1 to 100."""
-    if quality is not None and not 1 <= quality <= 100:
-        raise OptionError(f"The JPEG quality {quality} is not between 1 and 100.")
+    """Raises OptionError for a JPEG quality that is no whole number from 1 to 100."""
+    if quality is not None and not (isinstance(quality, (int, np.integer)) and 1 <= quality <= 100):
+        raise OptionError(f"The JPEG quality {quality} is not a whole number from 1 to 100.")
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,7 @@ class Engine:
             needs = tuple(
                 _asked_jpeg(picture, wishes, jpeg) if t == "jpeg" else Need(t, sigma=wishes.sigma) for t in tasks
             )
-            found = tuple(f"{t}, as asked" for t in tasks)
+            found = tuple(f"{need.task}, as asked{_goes_by(need, jpeg)}" for need in needs)
         steps = (
             _decompress(picture, need, wishes, data if jpeg else b"", name)
             if need.task == "jpeg"
@@ -204,7 +208,7 @@ class Engine:
 
     def run(self, plan: Plan, wishes: Wishes = Wishes()) -> Pixels:
         """The restored pixels of a plan, as strong and by as many passes as is wished."""
-        pixels = plan.picture.pixels
+        pixels = plan.picture.pixels if plan.steps else plan.picture.pixels.copy()
         for step in plan.steps:
             restorer = self.restorer(step.task)
             restore = partial(ensemble, restorer) if wishes.ensemble else restorer
@@ -233,6 +237,17 @@ def _asked_jpeg(picture: Picture, wishes: Wishes, file: bool) -> Need:
         like = estimate_compression(picture.pixels, offset)
         quality = like.quality if like.libjpeg else None
     return Need("jpeg", offset=offset, quality=quality)
+
+
+def _goes_by(need: Need, file: bool) -> str:
+    """What a decompression that was asked for goes by, as the end of a sentence."""
+    if need.task != "jpeg":
+        return ""
+    if file:
+        return ", by the tables of the file"
+    if need.quality is None:
+        return ", blind"
+    return f", as of quality {need.quality} with the grid at {need.offset or (0, 0)}"
 
 
 def _of_file(read: Callable[[bytes], Found], data: bytes, name: str) -> Found:
@@ -311,10 +326,12 @@ def mask_of(path: Path, name: str) -> Path:
     """The mask file of a picture by the picture's name: `path`, or in a folder what has that name and any suffix.
 
     Raises:
-        OptionError: none in the folder has it, or several.
+        OptionError: none in the folder has it, or several, or the picture has no name.
     """
     if not path.is_dir():
         return path
+    if not name:
+        raise OptionError(f"A picture without a name finds no mask in {printable(path)}: name the mask file.")
     found = sorted(mask for mask in path.iterdir() if mask.is_file() and mask.stem == Path(name).stem)
     if len(found) != 1:
         raise OptionError(f"{printable(path)} holds {len(found)} masks named {Path(name).stem!r}: one is needed.")

@@ -119,6 +119,17 @@ class Journal:
             changes = ["it was not finished"]
         return Verdict("redo", ", ".join(changes)) if changes else Verdict("skip", "unchanged")
 
+    def outdated(self, output: str, written: Mapping[str, str]) -> list[Path]:
+        """What the last run wrote for an image beside what is written for it now, such as a rest that fits no more.
+
+        Args:
+            output: the name of the entry.
+            written: names and digests of what is written now; a file that was changed since is nobody's to remove.
+        """
+        last = self._entries.get(output, [])[-1:]
+        before = {self.folder / name: seen for entry in last for name, seen in entry.written.items()}
+        return [p for p, seen in before.items() if self.name(p) not in written and digest_file(p) == seen]
+
     def record(self, entry: Entry) -> None:
         """Add an entry; call it before the files are put in place.
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from irae.compare import side_by_side
 from irae.degrade import NOISES, generator_for
-from irae.engine import Engine, Plan, Wishes, check_quality, mask_of, opaque
+from irae.engine import ALPHA, Engine, Plan, Wishes, check_quality, mask_of, opaque
 from irae.errors import printable
 from irae.images import (
     SUFFIXES,
@@ -36,7 +36,7 @@ from irae.journal import Entry, Journal, Verdict, digest, digest_file
 from irae.jpeg import encode_jpeg, standard_tables
 from irae.masks import MASKS, mask_for
 from irae.models.irae import IRAE
-from irae.restorer import OptionError, Restorer, as_pixels, as_tensor, check_settings, rest_weights
+from irae.restorer import OptionError, Restorer, as_pixels, as_tensor, check_pixels, check_settings, rest_weights
 from irae.weights import weights_with_digest
 
 Pixels = NDArray[Any]
@@ -80,11 +80,12 @@ def restore(
     engine = Engine(model, device, precision)
     if isinstance(image, (str, Path)):
         data = read_file(Path(image))
-        picture = read_image(data)
+        picture = read_image(data, name=printable(image))
         plan = engine.plan(picture, wishes, data, str(image))
         restored, alpha = engine.run(plan, wishes), plan.picture.alpha
         return restored if alpha is None else np.dstack((restored, alpha))
     array = np.asarray(image)
+    check_pixels(array)
     layers = array[..., None] if array.ndim == 2 else array
     if layers.ndim != 3 or not 1 <= layers.shape[2] <= 4:
         raise OptionError(f"An image has the shape (H, W) or (H, W, 1 to 4), not {array.shape}.")
@@ -106,6 +107,9 @@ class Settings:
         compare: also write input and result side by side, `X.compare.png`.
         overwrite: replace outputs that exist. An input is never replaced.
         max_pixels: larger images are refused before they are decoded.
+
+    Raises:
+        OptionError: a rest cannot be kept of what is wished.
     """
 
     wishes: Wishes = field(default_factory=Wishes)
@@ -113,6 +117,12 @@ class Settings:
     compare: bool = False
     overwrite: bool = False
     max_pixels: int = 200_000_000
+
+    def __post_init__(self) -> None:
+        if self.keep_rest and self.wishes.ensemble:
+            raise OptionError("A rest is kept of one pass, and an ensemble has eight: leave one of them out.")
+        if self.keep_rest and isinstance(self.wishes.mask, str) and self.wishes.mask == ALPHA:
+            raise OptionError("A rest keeps no transparency: give the mask as a file, or leave --keep-rest out.")
 
 
 @dataclass(frozen=True)
@@ -165,6 +175,7 @@ def plan(
         OptionError: an input is missing, a folder holds no images or cannot be read, two inputs have one target, or
             `output` is no image file, or not of that format.
     """
+    inputs = list(dict.fromkeys(inputs))
     for path in inputs:
         if not path.exists():
             raise OptionError(f"There is no file or folder {printable(path)}.")
@@ -293,6 +304,7 @@ def restore_file(
         if verdict.action == "skip":
             return Skipped(job, verdict.why)
         contents, plan, size = _restore(job, data, engine, settings)
+        outdated: list[Path] = []
         tasks = tuple(step.task for step in plan.steps)
         if journal is not None:
             if engine.runner is not None:
@@ -301,8 +313,11 @@ def restore_file(
             deciding = {"photo"} & set(engine.restorers)  # that network is asked where nobody said what to do
             weights = {task: engine.weights_digest(task) for task in (*tasks, *deciding)}
             name, options = journal.name(job.target), _options(job, engine, settings)
+            outdated = journal.outdated(name, written)
             journal.record(Entry(name, digest(data), options, weights, written))
         _write_all(contents, settings.overwrite or verdict.action == "redo")
+        for path in outdated:
+            path.unlink(missing_ok=True)
     return Done(job, _outputs(job, settings), time.monotonic() - start, size / 1e6, tasks, plan.found)
 
 
@@ -333,15 +348,24 @@ def _restore(job: Job, data: bytes, engine: Engine, settings: Settings) -> tuple
     return contents, plan, pixels.shape[0] * pixels.shape[1]
 
 
-def restore_bytes(data: bytes, engine: Engine, settings: Settings, format: str | None = None) -> tuple[bytes, Plan]:
+def restore_bytes(
+    data: bytes, engine: Engine, settings: Settings, format: str | None = None, source: Path | None = None
+) -> tuple[bytes, Plan]:
     """Restore the content of an image file, for standard input and output.
+
+    Args:
+        data: the content.
+        engine, settings: as `restore_file`.
+        format: of the result, a key of `FORMAT_SUFFIXES`.
+        source: the file, where it is one.
 
     Returns:
         The content of the result, PNG for JPEG and lossy WebP, else the format of the input, unless `format` says
         otherwise; and what was done.
     """
-    picture = read_image(data, max_pixels=settings.max_pixels)
-    plan = engine.plan(picture, settings.wishes, data)
+    name = "standard input" if source is None else printable(source)
+    picture = read_image(data, max_pixels=settings.max_pixels, name=name)
+    plan = engine.plan(picture, settings.wishes, data, "" if source is None else str(source))
     restored = replace(plan.picture, pixels=engine.run(plan, settings.wishes))
     return encode_image(restored, (format or ("png" if picture.lossy else picture.format)).upper()), plan
 
@@ -364,6 +388,7 @@ def recover_file(
     Raises:
         IraeError: there is no rest, or it does not belong to this image, these weights or this arithmetic.
     """
+    _check_file(restored)
     target = restored.with_name(f"{restored.stem.removesuffix('.restored')}.recovered{restored.suffix}")
     if output is not None:
         target = output / target.name if output.is_dir() else output
@@ -404,6 +429,10 @@ class Damage:
             raise OptionError("Say what to do: --noise, --jpeg or --mask.")
         if self.mask is not None and self.jpeg is not None:
             raise OptionError("A JPEG file does not keep holes exactly: give --mask or --jpeg.")
+        if self.noise is None and self.kind != Damage.kind:
+            raise OptionError("The kind of the noise says nothing without its level: give --noise.")
+        if self.jpeg is None and self.subsampling != Damage.subsampling:
+            raise OptionError("The subsampling says nothing without a JPEG quality: give --jpeg.")
         check_settings(self.noise)
         for value, choices in ((self.kind, NOISES), (self.subsampling, SUBSAMPLINGS), (self.mask, MASKS)):
             if value is not None and value not in choices:
@@ -416,17 +445,20 @@ def degrade_file(clean: Path, output: Path | None, damage: Damage, overwrite: bo
 
     Args:
         clean: the image.
-        output: the file to write; by default beside it `NAME.noisy.png`, `NAME.q30.jpg` or `NAME.holes.png`, the mask
-            beside that with `.mask.png` for its suffix.
+        output: the file or folder to write; by default beside it `NAME.noisy.png`, `NAME.q30.jpg` or
+            `NAME.holes.png`, the mask beside that with `.mask.png` for its suffix.
         damage: what to do.
         overwrite: replace the outputs, if they exist.
 
     Returns:
         The paths written: the image, and the mask where there is one.
     """
+    _check_file(clean)
     named = _target(clean, clean, None)
     ending = f"q{damage.jpeg}" if damage.jpeg else "holes" if damage.mask else "noisy"
-    target = output or named.with_name(f"{named.stem}.{ending}{'.jpg' if damage.jpeg else named.suffix}")
+    target = named.with_name(f"{named.stem}.{ending}{'.jpg' if damage.jpeg else named.suffix}")
+    if output is not None:
+        target = output / target.name if output.is_dir() else output
     format = file_format(target).upper()
     if (format == "JPEG") != (damage.jpeg is not None):
         raise OptionError(f"{printable(target)}: a .jpg file is written with --jpeg QUALITY, and with that only.")
@@ -495,6 +527,11 @@ def file_format(path: Path) -> str:
     return SUFFIXES[path.suffix.lower()].lower()
 
 
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise OptionError(f"{printable(path)} is a folder: name an image in it.")
+
+
 def _check_output(path: Path, source: Path, overwrite: bool) -> None:
     if os.path.exists(path):
         if _identity(path) == _identity(source):
@@ -549,19 +586,33 @@ def _jobs(path: Path, output: Path | None, recursive: bool, format: str | None, 
 
 
 def _images_in(folder: Path, recursive: bool) -> Iterator[Path]:
-    """The image files in a folder; hidden files and folders and the results of earlier runs are none of it."""
+    """The image files in a folder, and sub-folders that cannot be read, whose reading will tell why.
+
+    Hidden files and folders and the results of earlier runs are none of it.
+    """
+    unreadable: list[Path] = []
 
     def refuse(error: OSError) -> None:
-        raise OptionError(f"{printable(error.filename)} cannot be read: {error.strerror}.") from error
+        if Path(error.filename) == folder:
+            raise OptionError(f"{printable(error.filename)} cannot be read: {error.strerror}.") from error
+        unreadable.append(Path(error.filename))
 
     for place, folders, files in os.walk(folder, onerror=refuse):
+        known = {*files, *(Path(name).stem for name in files)}
         for name in files:
             path = Path(place, name)
-            if not name.startswith(".") and is_image_path(path) and path.is_file():
+            if not (name.startswith(".") or _is_result(name, known)) and is_image_path(path) and path.is_file():
                 yield path
         folders[:] = [
-            f for f in folders if recursive and not f.startswith(".") and not Path(place, f, JOURNAL).exists()
+            f for f in folders if recursive and not f.startswith(".") and not os.path.exists(Path(place, f, JOURNAL))
         ]
+    yield from unreadable
+
+
+def _is_result(name: str, known: set[str]) -> bool:
+    """Whether a file is what was made of another one beside it: `X.restored.png` beside X.png, and its like."""
+    stem, _, kind = Path(name).stem.rpartition(".")
+    return kind in ("restored", "recovered", "compare") and stem in known
 
 
 def _target(source: Path, place: Path, format: str | None) -> Path:

@@ -175,10 +175,6 @@ def test_quality_of_tables() -> None:
     assert equal_quality(standard_tables(80).luma.T) == 80
 
 
-def test_a_mask_means_inpainting(clean: NDArray[Any]) -> None:
-    assert decide(Picture(noisy(clean, 20)), mask=True).steps == (Step("inpaint"),)
-
-
 def test_camera_noise_is_told_from_white_noise(clean: NDArray[Any]) -> None:
     photo = Restorer("photo")
     camera = to_pixels(photographed(from_pixels(clean), 20, "x").image)

@@ -186,13 +186,14 @@ def test_links_out_and_the_output_inside_are_left_out(
 
 
 def test_what_is_no_input_is_left_out(folder: Path, photo: NDArray[Any]) -> None:
-    """Hidden files, and the results of another run, which lie inside."""
-    for name in ("._0.png", ".hidden/a.png", "old.restored/a.png", "sub/a.png"):
+    """Hidden files, and the results of other runs, which lie inside or beside."""
+    results = ("0.restored.png", "0.restored.png.compare.png", "0.recovered.png", "old.restored/a.png")
+    for name in ("._0.png", ".hidden/a.png", *results, "sub/a.png", "other.restored.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         write_image(folder / name, Picture(photo))
     (folder / "old.restored" / NAME).touch()
     found = {job.source.relative_to(folder).as_posix() for job in plan([folder], recursive=True)}
-    assert found == {*(f"{number}.png" for number in range(8)), "sub/a.png"}
+    assert found == {*(f"{number}.png" for number in range(8)), "sub/a.png", "other.restored.png"}
 
 
 def test_output_may_lie_above_the_input(folder: Path) -> None:
@@ -209,7 +210,9 @@ def test_names_that_differ_in_case_alone_keep_apart(tmp_path: Path, photo: NDArr
         assert len({job.target for job in jobs}) == 2
 
 
-def test_a_folder_that_cannot_be_read_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_read_stops_no_other(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "sub").mkdir()
     scandir = os.scandir
 
@@ -219,8 +222,25 @@ def test_a_folder_that_cannot_be_read_is_refused(folder: Path, monkeypatch: pyte
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", closed)
+    *done, failed = run()
+    assert len(done) == 8 and all(isinstance(outcome, Done) for outcome in done)
+    assert isinstance(failed, Failed) and "sub cannot be read" in failed.sentence
     with pytest.raises(OptionError, match="sub cannot be read"):
-        plan([folder], recursive=True)
+        plan([folder / "sub"])
+
+
+def test_a_file_named_twice_is_restored_once(folder: Path) -> None:
+    check_outputs(plan([folder / "0.png", folder / ".." / "in" / "1.png", folder / "0.png"]), Settings())
+    assert len(plan([folder / "0.png", folder / "0.png"])) == 1
+
+
+def test_a_rest_goes_with_the_image_that_it_belongs_to(run: Run, folder: Path, tmp_path: Path) -> None:
+    results = tmp_path / "in.restored"
+    run(keep_rest=True, compare=True)
+    (results / "1.png.rest").write_bytes(b"somebody else's")
+    assert run()[1].job.source.name == "1.png"
+    assert not (results / "0.png.rest").exists() and not (results / "0.png.compare.png").exists()
+    assert (results / "1.png.rest").read_bytes() == b"somebody else's"
 
 
 def test_a_foreign_list_of_failures_stays(run: Run, tmp_path: Path) -> None:

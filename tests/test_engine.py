@@ -181,7 +181,9 @@ def test_auto_leaves_a_clean_picture_alone_and_denoises_a_noisy_one(photo: Pixel
         ({"mask": "#ff00f"}, "rrggbb"),
         ({"mask": np.ones((120, 157), bool)}, "nothing is known"),
         ({"mask": np.zeros((12, 15), bool)}, "equal"),
+        ({"mask": [True, False]}, "shape"),
         ({"consistent": True}, "JPEG file"),
+        ({"jpeg_quality": 30.5}, "whole number"),
     ],
 )
 def test_wishes_that_make_no_sense_are_one_sentence(

@@ -67,6 +67,14 @@ def test_floats_outside_the_range_are_not_clipped(photo: Pixels) -> None:
     assert irae.restore(image + 2, sigma=5).mean() > 1.5
 
 
+def test_what_needs_nothing_comes_back_as_a_copy() -> None:
+    flat = np.full((64, 64, 3), 90, np.uint8)
+    restored = irae.restore(flat)
+    assert np.array_equal(restored, flat) and not np.shares_memory(restored, flat)
+    with pytest.raises(irae.IraeError, match="bool"):
+        irae.restore(flat > 0)
+
+
 def test_a_path_gives_an_array(photo: Pixels, tmp_path: Path, weights_file: Path) -> None:
     write_image(tmp_path / "x.png", Picture(photo))
     assert np.array_equal(irae.restore(tmp_path / "x.png", model=weights_file), irae.restore(photo, model=weights_file))

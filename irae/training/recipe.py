@@ -7,7 +7,7 @@ import hashlib
 import math
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -272,6 +272,9 @@ def _build(kind: Any, value: Any) -> Any:
         unknown = set(value) - set(types)
         if unknown:
             raise ValueError(f"{getattr(kind, '__name__', kind)} has no {', '.join(sorted(unknown))}.")
+        optional = {f.name for f in dataclasses.fields(kind) if f.default is not MISSING or callable(f.default_factory)}
+        if missing := [key for key in types if key not in optional | set(value)]:
+            raise ValueError(f"{', '.join(missing)} must be given.")
         return kind(**{key: _build(types[key], item) for key, item in value.items()})  # type: ignore[operator]
     if get_origin(kind) is tuple:
         if not isinstance(value, list):

@@ -63,6 +63,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.precision not in ("bf16", "fp32"):
             raise RecipeError(f"Training runs in bf16 or fp32, not in {self.precision}.")
+        if not self.max_minutes >= 0:
+            raise RecipeError(f"A run does not stop after {self.max_minutes:g} minutes: give 0 or more.")
 
 
 def train(recipe: Recipe, folder: Path, root: Path | None = None, options: Options = Options()) -> dict[str, float]:
@@ -78,13 +80,13 @@ def train(recipe: Recipe, folder: Path, root: Path | None = None, options: Optio
         The metrics of the last evaluation: PSNR in dB on the held-out images by trial.
     """
     deadline = time.monotonic() + 60 * options.max_minutes
-    make_folder(folder)
     run = Run(recipe, folder, options)
-    if options.resume:
+    if options.resume and run.checkpoint.exists():
         run.resume()
-    elif run.checkpoint.exists():
-        raise RecipeError(f"{folder} holds a run: give --resume to go on with it, or another --output.")
+    elif existing := [path for path in (run.checkpoint, run.weights, run.table) if path.exists()]:
+        raise RecipeError(f"{existing[0]} exists: give --resume to go on with a run, or another --output.")
     training, held_out = load_training_images(recipe.data, root)
+    make_folder(folder)
     batches = PatchBatches(recipe, training)
     metrics: dict[str, float] = {}
     with _progress(recipe) as bar:
@@ -108,8 +110,9 @@ class Run:
     """The state of a training run: network, average, optimisers, step and log."""
 
     def __init__(self, recipe: Recipe, folder: Path, options: Options) -> None:
-        self.recipe, self.folder, self.options = recipe, folder, options
-        self.checkpoint = folder / "checkpoint.pt"
+        self.recipe, self.options = recipe, options
+        self.checkpoint, self.table = folder / "checkpoint.pt", folder / "log.csv"
+        self.weights = folder / f"{recipe.name}.safetensors"
         self.device = torch.device(options.device)
         torch.manual_seed(recipe.seed)
         self.model = build_network(recipe.model, recipe.memory_free)
@@ -191,9 +194,9 @@ class Run:
             mean_loss = float(torch.stack(self.losses).mean()) if self.losses else math.nan
             self.losses.clear()
             self.log.append({"step": self.step, "seconds": round(self.seconds, 1), "loss": mean_loss, **metrics})
-            _write_csv(self.folder / "log.csv", self.log)
+            _write_csv(self.table, self.log)
         save_weights(
-            self.folder / f"{self.recipe.name}.safetensors",
+            self.weights,
             self.recipe.model,
             self.average.module.state_dict(),
             {
@@ -212,13 +215,11 @@ class Run:
         write_bytes(self.checkpoint, buffer.getvalue(), overwrite=True)
 
     def resume(self) -> None:
-        """Go on from the checkpoint, where there is one.
+        """Go on from the checkpoint.
 
         Raises:
-            RecipeError: the checkpoint is damaged, or of another version of the recipe.
+            RecipeError: it is damaged, or of another version of the recipe.
         """
-        if not self.checkpoint.exists():
-            return
         try:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             if state["recipe"] == self.recipe.digest:

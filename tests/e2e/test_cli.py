@@ -223,7 +223,7 @@ def test_no_input_is_ever_replaced(irae: Run, run: Run, noisy: Path) -> None:
         ("a.png", "a.restored.png.compare.png", "--compare"),
         ("a.png", "--mask", "mask.png", "-o", "mask.png"),
         ("a.png", "--mask", "mask.png", "-o", "link.png"),
-        ("folder", "--compare"),
+        ("folder/a.png", "folder/a.png.compare.png", "-o", "out", "--compare"),
         ("A.png", "a.png", "-o", "."),
     ],
 )
@@ -266,11 +266,13 @@ def test_inputs_of_one_stem_keep_apart(irae: Run, tmp_path: Path, photo: NDArray
     assert names(tmp_path) == {"a.png", "a.jpg", "a.tif", *made, *(f"{name}.compare.png" for name in made)}
 
 
-@pytest.mark.parametrize("output", ["x.tif", "x.png"])
+@pytest.mark.parametrize("output", ["x.tif", "new/x.png"])
 def test_standard_input_to_a_file_takes_the_format_of_its_suffix(noisy: Path, weights_file: Path, output: str) -> None:
     command = [sys.executable, "-m", "irae.cli", "restore", "-", "-o", output, "--model", str(weights_file)]
     subprocess.run(command, input=noisy.read_bytes(), check=True, cwd=noisy.parent)
-    assert read_image(noisy.parent / output).format == {"x.tif": "TIFF", "x.png": "PNG"}[output]
+    assert read_image(noisy.parent / output).format == {".tif": "TIFF", ".png": "PNG"}[Path(output).suffix]
+    again = subprocess.run(command, input=noisy.read_bytes(), capture_output=True, cwd=noisy.parent)
+    assert again.returncode == 2 and b"--overwrite" in again.stderr
 
 
 def test_a_rest_is_only_kept_beside_the_exact_pixels(run: Run, tmp_path: Path, photo: NDArray[Any]) -> None:
@@ -286,9 +288,20 @@ def test_choices_are_those_of_the_library() -> None:
     assert tuple(cli.Format) == tuple(FORMAT_SUFFIXES)
 
 
+def test_a_file_to_standard_output_keeps_its_name(run: Run, noisy: Path, tmp_path: Path, photo: NDArray[Any]) -> None:
+    """Its mask is found by it, and what is wrong with it says whose it is."""
+    (tmp_path / "masks").mkdir()
+    write_image(tmp_path / "masks" / "noisy.png", Picture(np.zeros(photo.shape[:2], np.uint8)))
+    assert run("restore", noisy, "-o", "-", "--mask", tmp_path / "masks").code == 0
+    noisy.write_bytes(noisy.read_bytes()[:500])
+    assert str(noisy) in run("restore", noisy, "-o", "-").err
+
+
 def test_recover_without_a_rest_says_so(run: Run, noisy: Path) -> None:
     result = run("recover", noisy)
     assert result.code == 1 and "--keep-rest" in result.err
+    folder = run("recover", noisy.parent)
+    assert folder.code == 1 and "is a folder" in folder.err and len(folder.err.splitlines()) == 1
 
 
 def test_degrade_depends_on_name_and_seed(run: Run, noisy: Path, tmp_path: Path) -> None:
@@ -312,6 +325,8 @@ def test_demo_restores_and_draws(run: Run, tmp_path: Path) -> None:
         "coffee.noisy.restored.png",
         "coffee.compare.png",
     }
+    again = run("demo", "-o", tmp_path / "demo")
+    assert again.code == 2 and "--overwrite" in again.err
     figures = [float(word) for word in result.out.split() if word.replace(".", "").isdigit() and len(word) == 5]
     noisy_psnr, restored_psnr = figures
     assert restored_psnr > noisy_psnr + 8
@@ -357,6 +372,8 @@ REFUSED = {
     "a colour without its sign": ["good.png", "--mask-color", "ff00ff"],
     "no limit of pixels": ["good.png", "--max-pixels", "inf"],
     "noise kept to a JPEG": ["good.png", "--sigma", "10", "--consistent"],
+    "the rest of eight passes": ["good.png", "--keep-rest", "--ensemble"],
+    "a rest without transparency": ["good.png", "--keep-rest", "--mask", "alpha"],
 }
 
 

@@ -48,7 +48,8 @@ def test_a_jpeg_that_degrade_makes_is_restored(
     tables = read_tables(clean.with_name("photo.q20.jpg").read_bytes())
     assert np.array_equal(tables.luma, standard_tables(20).luma) and tables.sampling == sampling
     result = run("restore", clean.with_name("photo.q20.jpg"), "--model", task_weights["jpeg"], "--json")
-    assert result.code == 0 and json.loads(result.out)["tasks"] == ["jpeg"]
+    facts = json.loads(result.out)
+    assert result.code == 0 and facts["tasks"] == ["jpeg"] and "tables of the file" in facts["found"][0]
     assert read_image(clean.with_name("photo.q20.restored.png")).pixels.shape == read_image(clean).pixels.shape
 
 
@@ -129,6 +130,8 @@ def test_bad_input_is_one_sentence(
         ["--mask", "hole"],
         ["--noise", "300"],
         ["--jpeg", "5", "-o", "x.png"],
+        ["--jpeg", "5", "--kind", "camera"],
+        ["--noise", "5", "--subsampling", "4:4:4"],
     ],
 )
 def test_degrade_says_what_is_wrong(run: Run, clean: Path, options: list[str]) -> None:

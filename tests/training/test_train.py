@@ -53,8 +53,13 @@ def test_a_broken_run_goes_on_exactly(folder: Path) -> None:
     options = Options(precision="fp32", every=2, workers=0)
     train(recipe(folder), whole, options=dataclasses.replace(options, workers=2))
     train(recipe(folder), broken, options=dataclasses.replace(options, max_minutes=0))  # stops after one step
-    with pytest.raises(RecipeError, match="--resume"):
-        train(recipe(folder), broken, options=options)
+    for left in ("checkpoint.pt", "tiny.safetensors", "log.csv"):
+        with pytest.raises(RecipeError, match="--resume"):
+            train(recipe(folder), broken, options=options)
+        (folder / left).write_bytes(b"")
+        with pytest.raises(RecipeError, match=left):
+            train(recipe(folder), folder, options=dataclasses.replace(options, resume=left != "checkpoint.pt"))
+        (folder / left).unlink()
     train(recipe(folder), broken, options=dataclasses.replace(options, resume=True))
     assert log(broken) == log(whole) and [row["step"] for row in log(whole)] == ["2", "4", "6", "8"]
     end = [load_model(path / "tiny.safetensors").state_dict() for path in (whole, broken)]
