@@ -272,8 +272,9 @@ def _build(kind: Any, value: Any) -> Any:
         unknown = set(value) - set(types)
         if unknown:
             raise ValueError(f"{getattr(kind, '__name__', kind)} has no {', '.join(sorted(unknown))}.")
-        optional = {f.name for f in dataclasses.fields(kind) if f.default is not MISSING or callable(f.default_factory)}
-        if missing := [key for key in types if key not in optional | set(value)]:
+        fields = dataclasses.fields(kind)
+        needed = [f.name for f in fields if f.default is MISSING and f.default_factory is MISSING]
+        if missing := [name for name in needed if name not in value]:
             raise ValueError(f"{', '.join(missing)} must be given.")
         return kind(**{key: _build(types[key], item) for key, item in value.items()})  # type: ignore[operator]
     if get_origin(kind) is tuple:
