@@ -199,7 +199,7 @@ def restore(
     from irae.batch import Batch
     from irae.engine import ALPHA, Engine, Wishes, parse_colour
     from irae.images import read_file
-    from irae.pipeline import Settings, plan, restore_bytes
+    from irae.pipeline import Settings, check_new, plan, restore_bytes
     from irae.restorer import OptionError, keep_freed_memory, pick_device
     from irae.runner import Workers, all_of
 
@@ -224,8 +224,7 @@ def restore(
         if output not in (None, Path("-")):
             if _is_standard_input(output):
                 raise OptionError(f"{printable(output)} is the input, and inputs are never overwritten.")
-            if output.exists() and not overwrite:
-                raise OptionError(f"{printable(output)} exists: give --overwrite to replace it.")
+            check_new(output, overwrite)
         content, done = restore_bytes(data, Engine(model, device, precision), settings, format, source)
         if explain:
             err.print("\n".join(done.found), markup=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +9,10 @@ from skimage.data import coffee
 
 from irae.compare import side_by_side
 from irae.engine import Engine, Wishes
-from irae.errors import printable
 from irae.images import Picture, make_folder, read_image, write_image
 from irae.metrics import psnr, ssim
-from irae.pipeline import Damage, Job, Settings, degrade_file, restore_file
-from irae.restorer import OptionError, check_settings
+from irae.pipeline import Damage, Job, Settings, check_new, degrade_file, restore_file
+from irae.restorer import check_settings
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,8 @@ def run_demo(
     make_folder(folder)
     clean, compare = folder / "coffee.png", folder / "coffee.compare.png"
     noisy, restored = folder / "coffee.noisy.png", folder / "coffee.noisy.restored.png"
-    for picture in () if overwrite else (clean, noisy, restored, compare):
-        if os.path.lexists(picture):
-            raise OptionError(f"{printable(picture)} exists: give --overwrite to replace it.")
+    for path in (clean, noisy, restored, compare):
+        check_new(path, overwrite)
     write_image(clean, Picture(coffee()), overwrite=overwrite)  # a cup of coffee by Rachel Michetti, CC0
     degrade_file(clean, noisy, Damage(noise=sigma), overwrite)
     restore_file(Job(noisy, restored), Engine(model, device), Settings(Wishes("denoise"), overwrite=overwrite))

@@ -92,6 +92,14 @@ class Wishes:
             raise OptionError(f"The task '{min(asked | {own} - {'auto'})}' makes nothing consistent with a JPEG file.")
 
 
+def check_rest(wishes: Wishes) -> None:
+    """Raises OptionError where no rest can be kept that gives all of the input back."""
+    if wishes.ensemble:
+        raise OptionError("A rest is kept of one pass, and an ensemble has eight: leave one of them out.")
+    if isinstance(wishes.mask, str) and wishes.mask == ALPHA:
+        raise OptionError("A rest keeps no transparency: give the mask as a file, or leave --keep-rest out.")
+
+
 def check_quality(quality: int | None) -> None:
     """Raises OptionError for a JPEG quality that is no whole number from 1 to 100."""
     if quality is not None and not (isinstance(quality, (int, np.integer)) and 1 <= quality <= 100):
@@ -219,10 +227,9 @@ class Engine:
         """The restored pixels of a plan of one step, and the rest, from which the input comes back.
 
         Raises:
-            OptionError: the plan has none or several steps, or several passes are wished.
+            OptionError: the plan has none or several steps, or see `check_rest`.
         """
-        if wishes.ensemble:
-            raise OptionError("A rest is kept of one pass, and an ensemble has eight: leave one of them out.")
+        check_rest(wishes)
         if len(plan.steps) != 1:
             raise OptionError("A rest is kept of exactly one step of restoration: name it with --task.")
         step = plan.steps[0]

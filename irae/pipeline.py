@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from irae.compare import side_by_side
 from irae.degrade import NOISES, generator_for
-from irae.engine import ALPHA, Engine, Plan, Wishes, check_quality, mask_of, opaque
+from irae.engine import Engine, Plan, Wishes, check_quality, check_rest, mask_of, opaque
 from irae.errors import printable
 from irae.images import (
     SUFFIXES,
@@ -119,10 +119,8 @@ class Settings:
     max_pixels: int = 200_000_000
 
     def __post_init__(self) -> None:
-        if self.keep_rest and self.wishes.ensemble:
-            raise OptionError("A rest is kept of one pass, and an ensemble has eight: leave one of them out.")
-        if self.keep_rest and isinstance(self.wishes.mask, str) and self.wishes.mask == ALPHA:
-            raise OptionError("A rest keeps no transparency: give the mask as a file, or leave --keep-rest out.")
+        if self.keep_rest:
+            check_rest(self.wishes)
 
 
 @dataclass(frozen=True)
@@ -536,8 +534,13 @@ def _check_output(path: Path, source: Path, overwrite: bool) -> None:
     if os.path.exists(path):
         if _identity(path) == _identity(source):
             raise OptionError(f"{printable(source)} would be written over itself: inputs are never overwritten.")
-        if not overwrite:
-            raise OptionError(f"{printable(path)} exists: give --overwrite to replace it.")
+        check_new(path, overwrite)
+
+
+def check_new(path: Path, overwrite: bool) -> None:
+    """Raises OptionError where something exists that is not to be replaced."""
+    if not overwrite and os.path.lexists(path):
+        raise OptionError(f"{printable(path)} exists: give --overwrite to replace it.")
 
 
 def _encode_exactly(picture: Picture, format: str) -> bytes:
