@@ -23,6 +23,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": nn.functional.l1_loss,
     "mse": nn.functional.mse_loss,
     "charbonnier": lambda restored, clean: ((restored - clean).square() + 1e-6).sqrt().mean(),
+    # the negative PSNR of each patch (HINet, Chen et al. 2021), up to a factor and a floor at 50 dB
+    "psnr": lambda restored, clean: ((restored - clean).square().flatten(1).mean(1) + 1e-5).log().mean(),
 }
 ALGORITHMS = ("muon", "adam", "sgd")
 
