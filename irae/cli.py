@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -263,7 +263,8 @@ def _run(batch: Batch, as_json: bool, explain: bool) -> int:
 
     done, failed, megapixels, full, start = 0, 0, 0.0, False, time.monotonic()
     skipped = Counter[str]()
-    with _interruptible(batch) as interrupted, _display(batch) as advance:
+    notice = "Finishing the files in flight; Ctrl-C again stops at once."
+    with _interruptible(batch.stop, notice) as interrupted, _display(batch) as advance:
         for outcome in batch.run():
             full_now = isinstance(outcome, Failed) and outcome.disk_full
             with TERMINAL:
@@ -291,16 +292,16 @@ def _run(batch: Batch, as_json: bool, explain: bool) -> int:
 
 
 @contextmanager
-def _interruptible(batch: Batch) -> Iterator[list[int]]:
-    """Ctrl-C lets the files in flight be finished; a second one stops at once. Gives the list of signals that came."""
+def _interruptible(stop: Callable[[], None], notice: str) -> Iterator[list[int]]:
+    """Ctrl-C calls `stop` and says so; a second one stops at once. Gives the list of signals that came."""
     from irae.jpeg import TERMINAL
 
     signals = list[int]()
 
     def finish() -> None:
-        batch.stop()
+        stop()
         with TERMINAL:
-            err.print("Finishing the files in flight; Ctrl-C again stops at once.")
+            err.print(notice)
 
     def interrupt(number: int, _: Any) -> None:
         if signals:
@@ -512,7 +513,10 @@ def train(
         bool, typer.Option("--compile", help="Fuse the network by torch.compile: quicker steps, a slower start.")
     ] = False,
 ) -> None:
-    """Train a network from a recipe; weights, checkpoint and a CSV log lie in the output folder."""
+    """Train a network from a recipe; weights, checkpoint and a CSV log lie in the output folder.
+
+    Ctrl-C stops after the present step, with a checkpoint for --resume; a second one stops at once. Exit code 130 then.
+    """
     from irae.restorer import pick_device, pick_precision
     from irae.training.recipe import load_recipe
     from irae.training.train import Options
@@ -522,10 +526,15 @@ def train(
     folder = output or Path("runs") / loaded.name
     place = pick_device(device)
     options = Options(place.type, pick_precision(precision, place), max_minutes, resume, every, workers, compile)
-    metrics = run(loaded, folder, data_root, options)
+    stop = threading.Event()
+    with _interruptible(stop.set, "Finishing with a checkpoint; Ctrl-C again stops at once."):
+        metrics = run(loaded, folder, data_root, options, stop)
     for name, value in metrics.items():
         out.print(f"{name}: {value:.3f} dB on the held-out images")
     out.print(f"Weights: {folder / loaded.name}.safetensors", markup=False)
+    if stop.is_set():
+        err.print("Stopped: the same command with --resume goes on.")
+        raise typer.Exit(130)
 
 
 @app.command()

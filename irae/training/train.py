@@ -9,6 +9,8 @@ import math
 import os
 import pickle
 import platform
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -67,7 +69,13 @@ class Options:
             raise RecipeError(f"A run does not stop after {self.max_minutes:g} minutes: give 0 or more.")
 
 
-def train(recipe: Recipe, folder: Path, root: Path | None = None, options: Options = Options()) -> dict[str, float]:
+def train(
+    recipe: Recipe,
+    folder: Path,
+    root: Path | None = None,
+    options: Options = Options(),
+    stop: threading.Event | None = None,
+) -> dict[str, float]:
     """Run a recipe; checkpoint, log and weights lie in `folder`.
 
     Args:
@@ -75,6 +83,7 @@ def train(recipe: Recipe, folder: Path, root: Path | None = None, options: Optio
         folder: for `checkpoint.pt`, `log.csv` and `NAME.safetensors`, made where it is missing.
         root: the data root.
         options: where and how long.
+        stop: once it is set, the run stops after the present step, with a checkpoint.
 
     Returns:
         The metrics of the last evaluation: PSNR in dB on the held-out images by trial.
@@ -94,7 +103,7 @@ def train(recipe: Recipe, folder: Path, root: Path | None = None, options: Optio
         for batch in run.loader(batches):
             run.update(batch)
             bar.update(task, completed=run.step)
-            late = time.monotonic() > deadline
+            late = time.monotonic() > deadline or (stop is not None and stop.is_set())
             if run.step % options.every == 0 or run.step == recipe.steps or late:
                 metrics = run.measure(held_out, batches)
                 bar.update(task, quality="  ".join(f"{key} {value:.2f} dB" for key, value in metrics.items()))
@@ -139,6 +148,7 @@ class Run:
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=_ignore_interrupts,
         )
         return iter(loader)
 
@@ -342,6 +352,11 @@ def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{os.cpu_count()} cores, {platform.machine()}"
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; when a run ends is for the main one to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _progress(recipe: Recipe) -> Progress:

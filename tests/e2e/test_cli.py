@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -420,17 +422,22 @@ def test_the_file_beside_the_package_runs_it() -> None:
     assert done.stdout.startswith("irae ")
 
 
-def test_a_recipe_trains_weights_that_restore(run: Run, noisy: Path, tmp_path: Path) -> None:
+def write_recipe(path: Path, noisy: Path, block: str = "additive", steps: int = 2) -> Path:
+    """A recipe for a tiny network, and its images beside it."""
     for folder in ("images", "holdout"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "photo.png").write_bytes(noisy.read_bytes())
-    recipe = (
-        'name = "tiny"\n[model]\nchannels = [12]\nblock = "{block}"\nblock_options = {{ hidden = 8 }}\n'
-        f'[data]\nsets = ["{tmp_path}/images"]\nholdout = "{tmp_path}/holdout"\n'
-        "[[stages]]\nsteps = 2\nbatch = 2\npatch = 32\n"
+        (path.parent / folder).mkdir(exist_ok=True)
+        (path.parent / folder / "photo.png").write_bytes(noisy.read_bytes())
+    path.write_text(
+        f'name = "tiny"\n[model]\nchannels = [12]\nblock = "{block}"\nblock_options = {{ hidden = 8 }}\n'
+        f'[data]\nsets = ["{path.parent}/images"]\nholdout = "{path.parent}/holdout"\n'
+        f"[[stages]]\nsteps = {steps}\nbatch = 2\npatch = 32\n"
     )
+    return path
+
+
+def test_a_recipe_trains_weights_that_restore(run: Run, noisy: Path, tmp_path: Path) -> None:
     for block in ("additive", "addtive"):
-        (tmp_path / f"{block}.toml").write_text(recipe.format(block=block))
+        write_recipe(tmp_path / f"{block}.toml", noisy, block)
     result = run("train", tmp_path / "additive.toml", "-o", tmp_path / "run", "--workers", "0")
     assert result.code == 0 and "psnr_25" in result.out
     assert names(tmp_path / "run") == {"checkpoint.pt", "log.csv", "tiny.safetensors"}
@@ -438,3 +445,23 @@ def test_a_recipe_trains_weights_that_restore(run: Run, noisy: Path, tmp_path: P
     wrong = run("train", tmp_path / "addtive.toml", "-o", tmp_path / "wrong")
     assert wrong.code == 2 and "choose one of additive" in wrong.err
     assert run("train", tmp_path / "missing.toml").code == 2
+
+
+def test_an_interrupted_training_goes_on_from_its_last_step(run: Run, noisy: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "tiny.toml", noisy, steps=100_000)
+    arguments = ["train", str(recipe), "-o", str(tmp_path / "run"), "--precision", "fp32"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "irae.cli", *arguments, "--every", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None and process.stdout.readline().startswith("step 1:")
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the workers too
+    err = process.communicate(timeout=120)[1]
+    assert process.returncode == 130 and "--resume" in err and "Traceback" not in err
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    done = torch.load(checkpoint)["step"]
+    assert run(*arguments, "--resume", "--max-minutes", "0").code == 0
+    assert torch.load(checkpoint)["step"] == done + 1
