@@ -68,6 +68,14 @@ class Picture:
     exif: bytes | None = None
     icc: bytes | None = None
 
+    @property
+    def upright(self) -> np.ndarray:
+        """The pixels as a viewer shows them, flipped and turned by the orientation of the EXIF block."""
+        orientation = _load_exif(self.exif).get(_ORIENTATION, 1)
+        turned = self.pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else self.pixels
+        rows, columns = (-1 if orientation in flipped else 1 for flipped in ((3, 4, 7, 8), (2, 3, 6, 7)))
+        return turned[::rows, ::columns]
+
 
 def is_image_path(path: str | Path) -> bool:
     """Whether the path has the suffix of a format that is read and written here."""

@@ -338,10 +338,10 @@ def _restore(job: Job, data: bytes, engine: Engine, settings: Settings) -> tuple
         pixels, contents[rest_path(job.target)] = engine.run_with_rest(plan, settings.wishes)
     else:
         pixels = engine.run(plan, settings.wishes)
-    if settings.compare:
-        both = Picture(side_by_side({"input": picture.pixels, "restored": pixels}))
-        contents[compare_path(job.target)] = encode_image(both, "PNG")
     restored = replace(plan.picture, pixels=pixels)
+    if settings.compare:
+        both = Picture(side_by_side({"input": picture.upright, "restored": restored.upright}))
+        contents[compare_path(job.target)] = encode_image(both, "PNG")
     contents[job.target] = _encode_exactly(restored, format) if settings.keep_rest else encode_image(restored, format)
     return contents, plan, pixels.shape[0] * pixels.shape[1]
 

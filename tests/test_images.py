@@ -17,7 +17,7 @@ import pytest
 import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from irae.images import (
     SUFFIXES,
@@ -901,3 +901,13 @@ def test_a_tiff_whose_width_is_many_numbers_takes_no_memory(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 100e6
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("orientation", range(10))  # 1 to 8 are known, the others mean nothing
+def test_upright_is_what_a_viewer_shows(orientation):
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    image = Image.fromarray(pixels)
+    image.getexif()[274] = orientation
+    shown = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(Picture(pixels, exif=exif_block(orientation)).upright, shown)
+    assert np.array_equal(Picture(pixels).upright, pixels)
