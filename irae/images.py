@@ -70,7 +70,10 @@ class Picture:
 
     @property
     def upright(self) -> np.ndarray:
-        """The pixels as a viewer shows them, flipped and turned by the orientation of the EXIF block."""
+        """The pixels as a viewer shows them, flipped and turned by the orientation of EXIF (TIFF 6.0, tag 274).
+
+        (H, W) or (H, W, 3), or with H and W exchanged where it turns by a quarter; a view.
+        """
         orientation = _load_exif(self.exif).get(_ORIENTATION, 1)
         turned = self.pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else self.pixels
         rows, columns = (-1 if orientation in flipped else 1 for flipped in ((3, 4, 7, 8), (2, 3, 6, 7)))
