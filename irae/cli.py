@@ -92,6 +92,8 @@ RootOption = Annotated[Path | None, typer.Option("--data-root", envvar="IRAE_DAT
 def main() -> None:
     """Run the command; what the user can mend is one sentence on stderr and exit code 2."""
     try:
+        if "" in sys.argv[1:]:  # which would be the present folder
+            raise IraeError("An argument is empty, as a variable of the shell is that was never set.")
         app()
     except IraeError as error:
         _complain(str(error))

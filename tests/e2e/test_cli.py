@@ -48,6 +48,13 @@ def test_one_file_goes_beside_the_input(irae: Run, noisy: Path) -> None:
     assert noisy.read_bytes() == before
 
 
+def test_an_empty_argument_is_not_the_present_folder(irae: Run, noisy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(noisy.parent)
+    result = irae("")
+    assert result.code == 2 and "empty" in result.err and len(result.err.splitlines()) == 1
+    assert names(noisy.parent) == {"noisy.png"} and not noisy.parent.with_suffix(".restored").exists()
+
+
 def test_what_exists_is_not_replaced_unless_asked(irae: Run, noisy: Path) -> None:
     irae(noisy)
     again = irae(noisy)
