@@ -53,7 +53,8 @@ class WeightsInfo:
 
 def installed_weights() -> dict[str, Path]:
     """The weights that travel with the package, by name."""
-    return {path.stem: path for path in sorted(resource_dir("weights").glob("*.safetensors"))}
+    paths = resource_dir("weights").glob("*.safetensors")
+    return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
 
 
 def weights_of(task: str, size: str) -> str:
