@@ -1,6 +1,6 @@
 """Quality against work: the networks of an `irae evaluate` report beside what papers report, one plot a task.
 
-    irae evaluate --task denoise,jpeg --models irae,irae-blind --settings sigma25,q10 -o report
+    irae evaluate --task denoise,jpeg --models irae,irae-blind,irae-best --settings sigma25,q10 -o report
     python benchmarks/work.py report [-o docs/work.png]
 
 Work is multiply-accumulates a pixel; it says nothing of how well a processor does them.
@@ -43,7 +43,7 @@ def main(
         papers = [(WORK[p.method], p.psnr[setting], p.method) for p in known]
         for points, marker, label, beside in (
             (own, "o", "measured", {"ha": "right", "va": "center", "xytext": (-6, 0)}),
-            (papers, "s", "published", {"ha": "center", "xytext": (0, 6)}),
+            (papers, "s", "published", {"ha": "left", "va": "center", "xytext": (6, 0)}),
         ):
             points = [point for point in points if point[0]]
             axis.scatter(*zip(*[point[:2] for point in points], strict=True), marker=marker, label=label)
@@ -51,7 +51,7 @@ def main(
                 axis.annotate(method, (work, psnr), textcoords="offset points", fontsize=8, **beside)
         axis.set(xscale="log", xlabel="multiply-accumulates a pixel", ylabel="PSNR (dB)", title=title)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axis.margins(0.35, 0.2)
+        axis.margins(0.75, 0.2)
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)
     figure.savefig(output, dpi=110)
