@@ -58,7 +58,7 @@ class Shape:
         """Side of the tiles of a network that reaches so far: larger ones where most of a window would be overlap."""
         if not self.window:
             return self.tile
-        return max(LEAST_TILE, min(max(self.tile, 2 * reach), self.window - 2 * reach))
+        return max(LEAST_TILE, min(max(self.tile, 4 * reach), self.window - 2 * reach))
 
 
 class TileTooLarge(Exception):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from irae.errors import IraeError
 from irae.models.blocks import SUBNETS, KeepsKnown, ReadImage, WriteImage, conv3x3, lookup
 from irae.models.irae import IRAE, IRAEConfig
-from irae.models.resample import Unshuffle
+from irae.models.resample import Unshuffle, extend
 from irae.models.reversible import match_size, required
 
 
@@ -64,6 +64,11 @@ class Baseline(nn.Module):
     card: str = ""  # what its weights' card says, where they were loaded from a file
     digest: str = ""  # of those weights
 
+    def extended(self, image: Tensor) -> Tensor:
+        """The image extended to a multiple of `size_multiple`."""
+        height, width = image.shape[-2:]
+        return extend(image, -height % self.size_multiple, -width % self.size_multiple, self.config.task)
+
 
 class DnCNN(Baseline):
     """Convolutions with batch normalisation that predict the noise (Zhang et al., "Beyond a Gaussian denoiser", IEEE
@@ -101,7 +106,7 @@ class FFDNet(Baseline):
         self.body = plain_body(4 * 3 + 1, 4 * 3, depth, width, norm)
 
     def forward(self, y: Tensor, cond: Tensor | None = None) -> Tensor:
-        small = F.pixel_unshuffle(pad_to(y, 2), 2)
+        small = F.pixel_unshuffle(self.extended(y), 2)
         level = match_size(required(cond)[:, :1], small).expand(len(y), 1, *small.shape[-2:])
         return crop_as(F.pixel_shuffle(self.body(torch.cat((small, level.to(small.dtype)), 1)), 2), y)
 
@@ -151,7 +156,7 @@ class UNet(Baseline):
         x = y
         if self.cond:
             x = torch.cat((y, required(cond).to(y.dtype).expand(len(y), -1, *y.shape[-2:])), 1)
-        x, skips = self.first(pad_to(x, self.size_multiple)), []
+        x, skips = self.first(self.extended(x)), []
         for down in self.down:
             skips.append(x)
             x = down(F.max_pool2d(x, 2))
@@ -203,12 +208,13 @@ class Twin(Baseline):
     def like(cls, config: IRAEConfig) -> Twin:
         """The twin of an IRAE of one scale with additive couplings."""
         (channels,), (blocks,) = config.channels, config.blocks
-        return cls(
-            config.cond, channels, blocks, stem=config.stem, keep_known=config.keep_known, **config.block_options
-        )
+        own = {"channels": channels, "blocks": blocks, "stem": config.stem, "keep_known": config.keep_known}
+        twin = build_network(BaselineConfig("twin", config.task, config.cond, {**own, **config.block_options}))
+        assert isinstance(twin, cls)
+        return twin
 
     def forward(self, y: Tensor, cond: Tensor | None = None) -> Tensor:
-        squeezed = self.squeeze.squeeze(pad_to(y, 2))
+        squeezed = self.squeeze.squeeze(self.extended(y))
         image = F.pad(squeezed, (0, 0, 0, 0, 0, self.channels - squeezed.shape[1]))
         image = image.contiguous(memory_format=torch.channels_last)
         if self.keep_known:
@@ -222,7 +228,7 @@ class Twin(Baseline):
     def _unshuffled(self, known: Tensor) -> Tensor:
         """The mask of known pixels (N, 1, H, W) or (N, 1, 1, 1), a channel for each pixel of a tile of 2 x 2."""
         everywhere = known.shape[-2:] == (1, 1)
-        return known.repeat(1, 4, 1, 1) if everywhere else self.squeeze.squeeze(pad_to(known, 2))
+        return known.repeat(1, 4, 1, 1) if everywhere else self.squeeze.squeeze(self.extended(known))
 
 
 BASELINES: dict[str, Callable[..., Baseline]] = {
@@ -294,12 +300,6 @@ def plain_body(channels: int, out: int, depth: int, width: int, norm: bool) -> n
 def twice_conv3x3(channels: int, out: int) -> nn.Sequential:
     """Two 3x3 convolutions, each followed by ReLU."""
     return nn.Sequential(conv3x3(channels, out), nn.ReLU(inplace=True), conv3x3(out, out), nn.ReLU(inplace=True))
-
-
-def pad_to(image: Tensor, multiple: int) -> Tensor:
-    """Replication padding below and to the right, to sides that are multiples."""
-    height, width = image.shape[-2:]
-    return F.pad(image, (0, -width % multiple, 0, -height % multiple), mode="replicate")
 
 
 def crop_as(image: Tensor, like: Tensor) -> Tensor:
