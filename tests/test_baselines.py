@@ -75,7 +75,8 @@ def test_the_twin_equals_the_irae_in_parameters_and_work(task: str) -> None:
 
 def test_a_twin_of_a_configuration() -> None:
     plain = IRAEConfig(channels=(16,), blocks=(2,), block_options={"subnet": "u", "hidden": 8})
-    assert count(Twin.like(plain)) == count(IRAE(plain))
+    twin = Twin.like(plain)
+    assert count(twin) == count(IRAE(plain)) and twin.config.task == plain.task
 
 
 def test_the_twin_keeps_known_pixels() -> None:

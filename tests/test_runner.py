@@ -105,7 +105,7 @@ def test_the_shape_fits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("free", [1 << 20, 1 << 30, 4 << 30, 64 << 30])
-@pytest.mark.parametrize("reach", [0, 52, 544])
+@pytest.mark.parametrize("reach", [0, 52, 392, 544])
 def test_windows_fit_the_memory_whatever_the_reach(monkeypatch: pytest.MonkeyPatch, free: int, reach: int) -> None:
     monkeypatch.setattr("irae.runner.free_memory", lambda *_: free)
     shape = choose_shape(CPU)

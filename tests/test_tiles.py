@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,7 +15,13 @@ from tests.conftest import SMALL, random_model
 
 
 @pytest.mark.parametrize(
-    "config", [SMALL, IRAEConfig(channels=(12, 16), blocks=(1, 1), block_options={"hidden": 8})], ids=["one level", "U"]
+    "config",
+    [
+        SMALL,
+        IRAEConfig(channels=(12, 16), blocks=(1, 1), block_options={"hidden": 8}),
+        dataclasses.replace(SMALL, task="jpeg"),
+    ],
+    ids=["one level", "U", "another task"],
 )
 def test_tiled_equals_untiled(config: IRAEConfig) -> None:
     model = random_model(config, scale=0.08)

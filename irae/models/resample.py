@@ -110,13 +110,15 @@ def extend(image: Tensor, below: int, right: int, task: str) -> Tensor:
     """An image with rows added below it and columns at its right, where a network of a task needs other sides.
 
     For noise they are its mirror image, which is as noisy as the image: its border repeated would be stripes, which
-    denoisers keep (docs/training.md). For all else they repeat the border, as JPEG does.
+    denoisers keep (docs/training.md). For all else, and where the image is too small for that, they repeat the border,
+    as JPEG does.
 
     Shape: (N, C, H, W) -> (N, C, H + below, W + right).
     """
     for padding, side in (((0, right, 0, 0), image.shape[-1]), ((0, 0, 0, below), image.shape[-2])):
-        mirrored = task == "denoise" and max(padding) < side
-        image = F.pad(image, padding, mode="reflect" if mirrored else "replicate")
+        if any(padding):
+            mirrored = task == "denoise" and max(padding) < side
+            image = F.pad(image, padding, mode="reflect" if mirrored else "replicate")
     return image
 
 
