@@ -1,6 +1,6 @@
 """Quality against work: the networks of an `irae evaluate` report beside what papers report, one plot a task.
 
-    irae evaluate --task denoise,jpeg --models irae,irae-blind,irae-best --settings sigma25,q10 -o report
+    irae evaluate --task denoise,jpeg --models irae,irae-best --settings sigma25,q10 -o report
     python benchmarks/work.py report [-o docs/work.png]
 
 Work is multiply-accumulates a pixel; it says nothing of how well a processor does them.
