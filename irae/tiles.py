@@ -14,7 +14,7 @@ from torch import Tensor
 
 from irae.errors import IraeError
 from irae.models.baselines import Network
-from irae.models.resample import extend
+from irae.models.resample import pad_image
 from irae.runner import Runner, Shape, TileTooLarge
 
 _MEASURING = threading.Lock()
@@ -125,7 +125,7 @@ def _restore_parts(
                 continue
             if len(pending) >= runner.ahead:
                 finish()
-            window, known = (_extended(part, tile.window, size, model.config.task) for part in (image, cond))
+            window, known = (_padded(part, tile.window, size, model.config.task) for part in (image, cond))
             pending.append((tile, runner.submit(model, window, known, shape, tile.full)))
         while pending:
             finish()
@@ -170,15 +170,15 @@ def _up(length: int, unit: int) -> int:
     return -(-length // unit) * unit
 
 
-def _extended(part: Part, window: tuple[slice, slice], size: tuple[int, int], task: str) -> Tensor:
-    """A window, extended as the network would extend the image; a condition (1, K, 1, 1) as it is."""
+def _padded(part: Part, window: tuple[slice, slice], size: tuple[int, int], task: str) -> Tensor:
+    """A window, padded as the network would pad the image; a condition (1, K, 1, 1) as it is."""
     inside = tuple(slice(outer.start, min(outer.stop, length)) for outer, length in zip(window, size, strict=True))
     found = part(*inside)
     height, width = (one.stop - one.start for one in inside)
     if found.shape[-2:] != (height, width):
         return found
     below, right = (outer.stop - one.stop for outer, one in zip(window, inside, strict=True))
-    return extend(found, below, right, task)
+    return pad_image(found, below, right, task)
 
 
 def reach(model: Network) -> int:

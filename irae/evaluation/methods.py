@@ -26,7 +26,7 @@ from irae.errors import IraeError, one_line, printable
 from irae.evaluation.protocols import Case, rounded
 from irae.models.baselines import BASELINES, Network
 from irae.models.irae import IRAE, IRAEConfig
-from irae.models.resample import extend
+from irae.models.resample import pad_image
 from irae.resources import import_function, resource_dir
 from irae.restorer import CONDITIONS, Restorer, as_pixels, as_tensor
 from irae.weights import installed_weights, load_network, weights_info
@@ -288,7 +288,7 @@ def _through_spandrel(model: Any, case: Case) -> NDArray[np.float32]:
     told = model.architecture.id == "DRUNet" or "FDnCNN" in model.tags
     if told and case.hints.sigma is not None:  # spandrel would always say 15
         height, width = image.shape[-2:]
-        padded = extend(image, -height % 8, -width % 8, "denoise")
+        padded = pad_image(image, -height % 8, -width % 8, "denoise")
         level = torch.full_like(padded[:, :1], case.hints.sigma / 255)
         return as_pixels(model.model(torch.cat((padded, level), 1))[..., :height, :width], case.damaged)
     return as_pixels(model(image), case.damaged)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from irae.errors import IraeError
 from irae.models.blocks import SUBNETS, KeepsKnown, ReadImage, WriteImage, conv3x3, lookup
 from irae.models.irae import IRAE, IRAEConfig
-from irae.models.resample import Unshuffle, extend
+from irae.models.resample import Unshuffle, pad_image
 from irae.models.reversible import match_size, required
 
 
@@ -64,10 +64,10 @@ class Baseline(nn.Module):
     card: str = ""  # what its weights' card says, where they were loaded from a file
     digest: str = ""  # of those weights
 
-    def extended(self, image: Tensor) -> Tensor:
-        """The image extended to a multiple of `size_multiple`."""
+    def padded(self, image: Tensor) -> Tensor:
+        """The image padded to a multiple of `size_multiple`."""
         height, width = image.shape[-2:]
-        return extend(image, -height % self.size_multiple, -width % self.size_multiple, self.config.task)
+        return pad_image(image, -height % self.size_multiple, -width % self.size_multiple, self.config.task)
 
 
 class DnCNN(Baseline):
@@ -106,7 +106,7 @@ class FFDNet(Baseline):
         self.body = plain_body(4 * 3 + 1, 4 * 3, depth, width, norm)
 
     def forward(self, y: Tensor, cond: Tensor | None = None) -> Tensor:
-        small = F.pixel_unshuffle(self.extended(y), 2)
+        small = F.pixel_unshuffle(self.padded(y), 2)
         level = match_size(required(cond)[:, :1], small).expand(len(y), 1, *small.shape[-2:])
         return crop_as(F.pixel_shuffle(self.body(torch.cat((small, level.to(small.dtype)), 1)), 2), y)
 
@@ -156,7 +156,7 @@ class UNet(Baseline):
         x = y
         if self.cond:
             x = torch.cat((y, required(cond).to(y.dtype).expand(len(y), -1, *y.shape[-2:])), 1)
-        x, skips = self.first(self.extended(x)), []
+        x, skips = self.first(self.padded(x)), []
         for down in self.down:
             skips.append(x)
             x = down(F.max_pool2d(x, 2))
@@ -214,7 +214,7 @@ class Twin(Baseline):
         return twin
 
     def forward(self, y: Tensor, cond: Tensor | None = None) -> Tensor:
-        squeezed = self.squeeze.squeeze(self.extended(y))
+        squeezed = self.squeeze.squeeze(self.padded(y))
         image = F.pad(squeezed, (0, 0, 0, 0, 0, self.channels - squeezed.shape[1]))
         image = image.contiguous(memory_format=torch.channels_last)
         if self.keep_known:
@@ -228,7 +228,7 @@ class Twin(Baseline):
     def _unshuffled(self, known: Tensor) -> Tensor:
         """The mask of known pixels (N, 1, H, W) or (N, 1, 1, 1), a channel for each pixel of a tile of 2 x 2."""
         everywhere = known.shape[-2:] == (1, 1)
-        return known.repeat(1, 4, 1, 1) if everywhere else self.squeeze.squeeze(self.extended(known))
+        return known.repeat(1, 4, 1, 1) if everywhere else self.squeeze.squeeze(self.padded(known))
 
 
 BASELINES: dict[str, Callable[..., Baseline]] = {

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from irae.errors import IraeError
 from irae.models.blocks import BLOCKS, USubnet, build_block, lookup, stem
-from irae.models.resample import RESAMPLERS, OrthogonalMixing, Resample, extend
+from irae.models.resample import RESAMPLERS, OrthogonalMixing, Resample, pad_image
 from irae.models.reversible import Chain, Invertible, State
 
 Step = Callable[[State, Tensor | None], State]
@@ -315,9 +315,9 @@ class IRAE(nn.Module):
         return state
 
     def _pad(self, image: Tensor) -> Tensor:
-        """The image extended to a multiple of `size_multiple`."""
+        """The image padded to a multiple of `size_multiple`."""
         below, right = (-side % self.size_multiple for side in _size(image))
-        return _channels_last(extend(image, below, right, self.config.task))
+        return _channels_last(pad_image(image, below, right, self.config.task))
 
     def _prepare(self, cond: Tensor | None, size: tuple[int, int]) -> Tensor | None:
         """The condition at the resolution of the first level: averaged, or unshuffled where each pixel counts."""

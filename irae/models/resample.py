@@ -1,6 +1,7 @@
 """Bijective resampling and channel mixing: pixel unshuffle, orthonormal Haar, 8x8 block DCT, orthogonal 1x1.
 
-All are orthogonal maps of the pixels, so they lose nothing and amplify no error.
+All are orthogonal maps of the pixels, so they lose nothing and amplify no error. And the padding that makes any image's
+sides multiples of what they need.
 """
 
 from __future__ import annotations
@@ -106,12 +107,17 @@ class BlockDCT(BlockTransform):
 RESAMPLERS: dict[str, Callable[[], Resample]] = {"unshuffle": Unshuffle, "haar": Haar, "dct": BlockDCT}
 
 
-def extend(image: Tensor, below: int, right: int, task: str) -> Tensor:
-    """An image with rows added below it and columns at its right, where a network of a task needs other sides.
+def pad_image(image: Tensor, below: int, right: int, task: str) -> Tensor:
+    """Rows added below an image, and columns at its right, where a network needs sides that are multiples.
 
-    For noise they are its mirror image, which is as noisy as the image: its border repeated would be stripes, which
-    denoisers keep (docs/training.md). For all else, and where the image is too small for that, they repeat the border,
-    as JPEG does.
+    "denoise" has reflection padding, which is as noisy as the image: replicated borders are stripes, and denoisers keep
+    them (measured in docs/training.md). The other tasks, and images too small to be reflected, have replication
+    padding, as libjpeg fills its blocks.
+
+    Args:
+        image: (N, C, H, W), or a condition map, any values.
+        below, right: rows and columns to add, in pixels, from 0 on.
+        task: of the network, as in `IRAEConfig`.
 
     Shape: (N, C, H, W) -> (N, C, H + below, W + right).
     """

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.fft import dctn
 
-from irae.models.resample import RESAMPLERS, BlockDCT, Haar, OrthogonalMixing, extend
+from irae.models.resample import RESAMPLERS, BlockDCT, Haar, OrthogonalMixing, pad_image
 
 
 @pytest.mark.parametrize("name", RESAMPLERS)
@@ -43,12 +43,12 @@ def test_mixing_starts_as_the_identity_and_stays_orthogonal() -> None:
 @pytest.mark.parametrize("task", ["denoise", "photo", "jpeg", "inpaint"])
 def test_only_noise_is_mirrored_beyond_the_border(task: str) -> None:
     image = torch.arange(24.0).view(1, 1, 4, 6)
-    found = extend(image, 3, 2, task)
+    found = pad_image(image, 3, 2, task)
     rows, columns = ([2, 1, 0], [4, 3]) if task == "denoise" else ([3, 3, 3], [5, 5])
     assert torch.equal(found, image[..., [0, 1, 2, 3, *rows], :][..., [0, 1, 2, 3, 4, 5, *columns]])
-    assert torch.equal(extend(image, 0, 0, task), image)
+    assert torch.equal(pad_image(image, 0, 0, task), image)
 
 
 def test_what_is_smaller_than_its_extension_is_repeated() -> None:
     pixel = torch.rand(2, 3, 1, 1)
-    assert torch.equal(extend(pixel, 7, 3, "denoise"), pixel.expand(2, 3, 8, 4))
+    assert torch.equal(pad_image(pixel, 7, 3, "denoise"), pixel.expand(2, 3, 8, 4))
