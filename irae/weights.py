@@ -151,11 +151,15 @@ def model_facts(name_or_path: str | Path) -> dict[str, Any]:
 
 
 def mac_per_pixel(model: Network) -> int:
-    """Multiply-accumulates a pixel of one restoration, counted by torch's FlopCounterMode on 128 x 128 pixels."""
+    """Multiply-accumulates a pixel of one restoration, counted by torch's FlopCounterMode on 128 x 128 pixels.
+
+    The condition is the largest that the task takes: a map of tables and grid, or of holes, and one noise level.
+    """
     config = model.config
     image = torch.zeros(1, config.image_channels, 128, 128)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(image, torch.zeros(1, config.cond, 1, 1) if config.cond else None)
+        size = (128, 128) if config.task in ("jpeg", "inpaint") else (1, 1)
+        model(image, torch.zeros(1, config.cond, *size) if config.cond else None)
     return round(counter.get_total_flops() / 2 / 128**2)
 
 

@@ -40,7 +40,7 @@ class IRAEConfig:
             0.1 dB at the same number of steps (docs/model.md).
         mixing: an orthogonal 1x1 mixing after each block.
         lifted: True: a = 0, b = [S(y), 0] (two-step blocks: a = b). False: the bijective setting of the paper,
-            [a, b] = S(y) with nothing added, so `channels[0]` must be half of the squeezed image's channels.
+            [b, a] = S(y) with nothing added, so `channels[0]` must be half of the squeezed image's channels.
         cond: condition channels. For "denoise" and "photo" 2: noise level / 255, and 1 where it is known. For "jpeg"
             see `irae.conditions.jpeg_condition`. For "inpaint" 1: the mask, 1 where a pixel is known.
         keep_known: the condition is the mask of known pixels, and these come out as they went in. One level, lifted by
@@ -125,7 +125,7 @@ class RecoverError(IraeError):
 
 
 class Lift(nn.Module):
-    """The injection of an image into a state, a = 0, b = [S(y), 0]; without `zeros` the bijection [b, a] = S(y).
+    """The injection of an image into a state, a = 0, b = [S(y), 0]; where S(y) is wider than a stream, [b, a] = S(y).
 
     Args:
         squeeze: S.
