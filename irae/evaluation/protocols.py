@@ -27,7 +27,7 @@ from irae.restorer import Hints
 
 Image = NDArray[np.uint8]
 
-VERSION = 2  # part of the cache's keys: raise it where a score would change
+VERSION = 3  # part of the cache's keys: raise it where a score would change
 DEFINITIONS = (
     "Results are clipped and rounded to 8 bits. PSNR over all channels and pixels, data range 255, mean over images. "
     "SSIM (Wang et al. 2004): Gaussian window 11 x 11, sigma 1.5, no sample covariance, data range 255, mean over "

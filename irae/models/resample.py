@@ -110,9 +110,9 @@ RESAMPLERS: dict[str, Callable[[], Resample]] = {"unshuffle": Unshuffle, "haar":
 def pad_image(image: Tensor, below: int, right: int, task: str) -> Tensor:
     """Rows added below an image, and columns at its right, where a network needs sides that are multiples.
 
-    "denoise" has reflection padding, which is as noisy as the image: replicated borders are stripes, and denoisers keep
-    them (measured in docs/training.md). The other tasks, and images too small to be reflected, have replication
-    padding, as libjpeg fills its blocks.
+    "denoise" and "photo" have reflection padding, which is as noisy as the image: replicated borders are stripes, and
+    denoisers keep them (measured in docs/training.md). The other tasks, and images too small to be reflected, have
+    replication padding, as libjpeg fills its blocks.
 
     Args:
         image: (N, C, H, W), or a condition map, any values.
@@ -123,7 +123,7 @@ def pad_image(image: Tensor, below: int, right: int, task: str) -> Tensor:
     """
     for padding, side in (((0, right, 0, 0), image.shape[-1]), ((0, 0, 0, below), image.shape[-2])):
         if any(padding):
-            mirrored = task == "denoise" and max(padding) < side
+            mirrored = task in ("denoise", "photo") and max(padding) < side
             image = F.pad(image, padding, mode="reflect" if mirrored else "replicate")
     return image
 
