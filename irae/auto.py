@@ -401,10 +401,10 @@ def has_few_colours(pixels: Pixels) -> bool:
     if pixels.dtype.kind == "f":
         return False
     most = FEW_GREYS if is_grey(pixels) else FEW_COLOURS
-    colours = np.atleast_3d(pixels).reshape(-1, np.atleast_3d(pixels).shape[2]).astype(np.uint64)
-    codes = colours @ np.array([1, 1 << 16, 1 << 32][: colours.shape[1]], np.uint64)
-    thin = codes[:: 1 + len(codes) // PATCHES]  # which tells of nearly every photograph
-    return len(np.unique(thin)) <= most and len(np.unique(codes)) <= most
+    colours = pixels.reshape(-1, 1 if pixels.ndim == 2 else pixels.shape[2])
+    weights = np.array([1, 1 << 16, 1 << 32][: colours.shape[1]], np.uint64)
+    thin = colours[:: 1 + len(colours) // PATCHES]  # which tells of nearly every photograph
+    return all(len(np.unique(some.astype(np.uint64) @ weights)) <= most for some in (thin, colours))
 
 
 def is_grey(pixels: Pixels) -> bool:

@@ -20,7 +20,16 @@ import cv2
 from irae.engine import Engine
 from irae.errors import IraeError, printable
 from irae.images import read_file
-from irae.journal import FAILURES, NAME, FolderLock, Journal, JournalError, Verdict, append_line, remove_temporaries
+from irae.journal import (
+    FAILURES,
+    FolderLock,
+    Journal,
+    JournalError,
+    Verdict,
+    append_line,
+    lists_failures,
+    remove_temporaries,
+)
 from irae.pipeline import (
     BYTES_A_PIXEL,
     Done,
@@ -33,7 +42,7 @@ from irae.pipeline import (
     judge,
     restore_file,
 )
-from irae.runner import cores, free_memory, out_of_memory
+from irae.runner import NO_MEMORY, cores, free_memory, out_of_memory
 
 MOST_THREADS = 16
 AHEAD = 4  # files given to each thread before the oldest result is asked for: a large one keeps no others waiting
@@ -50,7 +59,7 @@ class Failed:
     def sentence(self) -> str:
         """The error, with the name of the file."""
         if out_of_memory(self.error):
-            text = "There is not enough memory for this image."
+            text = NO_MEMORY
         else:
             text = " ".join(str(self.error).split()) or type(self.error).__name__
         name = printable(self.job.source)
@@ -110,7 +119,7 @@ class Batch:
             remove_temporaries(job.target.parent for job in self.jobs if job.root is not None)
             journals = {root: Journal(root) for root in roots}
             for root in roots:
-                if (root / NAME).exists():  # else the file of that name is somebody else's
+                if lists_failures(root / FAILURES):
                     (root / FAILURES).unlink(missing_ok=True)
             self._cut_as_before(journals)
             stack.enter_context(_quiet())
@@ -156,7 +165,7 @@ class Batch:
         if isinstance(outcome, Failed):
             if outcome.disk_full:
                 self.stop()
-            elif job.root is not None:
+            elif job.root is not None and lists_failures(job.root / FAILURES):
                 facts = {"input": str(job.source), "output": str(job.target), "error": outcome.sentence}
                 with suppress(JournalError):  # it is reported all the same
                     append_line(job.root / FAILURES, facts)

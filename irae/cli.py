@@ -103,6 +103,13 @@ def main() -> None:
     except OSError as error:
         _complain(f"{printable(error.filename or 'The system')}: {error.strerror or error}.")
         sys.exit(2)
+    except Exception as error:
+        from irae.runner import NO_MEMORY, out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        _complain(NO_MEMORY)
+        sys.exit(2)
 
 
 @app.callback(invoke_without_command=True)
@@ -224,8 +231,9 @@ def restore(
         source = None if inputs[0] == Path("-") else inputs[0]
         data = sys.stdin.buffer.read() if source is None else read_file(source)
         if output not in (None, Path("-")):
-            if _is_standard_input(output):
-                raise OptionError(f"{printable(output)} is the input, and inputs are never overwritten.")
+            is_mask = isinstance(missing, Path) and output.exists() and output.samefile(missing)
+            if is_mask or _is_standard_input(output):
+                raise OptionError(f"{printable(output)} is an input, and inputs are never overwritten.")
             check_new(output, overwrite)
         content, done = restore_bytes(data, Engine(model, device, precision), settings, format, source)
         if explain:
@@ -423,6 +431,7 @@ def recover(
     """Give back the noisy image that was restored with --keep-rest, bit for bit."""
     from irae.pipeline import recover_file
     from irae.restorer import OptionError
+    from irae.runner import NO_MEMORY, out_of_memory
 
     if output is not None and len(restored) > 1:
         raise OptionError("One output file takes one input.")
@@ -431,9 +440,12 @@ def recover(
         try:
             target = recover_file(path, output, model, device, overwrite)
             out.print(f"{printable(path)} -> {printable(target)}", markup=False)
-        except (IraeError, OSError) as error:
+        except Exception as error:
+            if not (isinstance(error, (IraeError, OSError)) or out_of_memory(error)):
+                raise
             failed += 1
-            _complain(str(error) if printable(path) in str(error) else f"{printable(path)}: {error}")
+            sentence = NO_MEMORY if out_of_memory(error) else str(error)
+            _complain(sentence if printable(path) in sentence else f"{printable(path)}: {sentence}")
     if failed:
         raise typer.Exit(1)
 

@@ -16,7 +16,7 @@ from irae.auto import Step as Need
 from irae.auto import decide, estimate_compression, find_grid
 from irae.ensemble import ensemble
 from irae.errors import printable
-from irae.images import ImageError, Picture, read_image
+from irae.images import MAX_PIXELS, ImageError, Picture, read_image
 from irae.jpeg import project, read_coefficients, read_tables, standard_tables
 from irae.models.irae import IRAE
 from irae.restorer import (
@@ -25,8 +25,10 @@ from irae.restorer import (
     Hints,
     OptionError,
     Restorer,
+    as_rgb_image,
     check_mask,
     check_settings,
+    finish,
     pick_device,
     pick_precision,
 )
@@ -47,8 +49,8 @@ class Wishes:
     Attributes:
         task: "auto" finds out what the picture needs; otherwise a task of `irae.restorer.TASKS`.
         sigma: noise level in 8-bit levels. With "auto" it means denoising.
-        jpeg_quality: libjpeg's quality, 1 to 100, of the JPEG that a picture in another format was before, its first
-            pixel on the grid. With "auto" it means decompression.
+        jpeg_quality: libjpeg's quality, 1 to 100, of the JPEG that a picture in another format was before. Its grid is
+            found; where none is, the first pixel is on it. With "auto" it means decompression.
         mask: what is missing: a mask file (white = missing) or a folder of them by the pictures' names, "alpha"
             (transparent = missing), "#rrggbb" (that colour = missing), or an array (H, W), not 0 = missing. With
             "auto" it means inpainting.
@@ -161,17 +163,19 @@ class Engine:
             self.restorers[restorer.task] = restorer
 
     def restorer(self, task: str) -> Restorer:
-        """The network of a task."""
+        """The network of a task; "auto": the one that `decide` asks, by which its thresholds were chosen."""
         if self.own_task not in (None, task):
             raise OptionError(f"These weights are for the task '{self.own_task}', not '{task}'.")
         with self._loading:
             if task not in self.restorers:
-                weights = weights_of(task, self.size)
-                self.restorers[task] = Restorer(task, weights, self.device, self.precision, self.runner)
+                use, size = ("photo", "small") if task == "auto" else (task, self.size)
+                self.restorers[task] = Restorer(use, weights_of(use, size), self.device, self.precision, self.runner)
         return self.restorers[task]
 
     def weights_digest(self, task: str) -> str:
-        """The digest of the weights of a task; empty where there are none, or they were not loaded from a file."""
+        """The digest of the weights of a task; empty for a task that the engine's own weights are not for, and for
+        weights that were not loaded from a file.
+        """
         return self.restorer(task).model.digest if self.own_task in (None, task) else ""
 
     def plan(self, picture: Picture, wishes: Wishes, data: bytes = b"", name: str = "") -> Plan:
@@ -196,7 +200,7 @@ class Engine:
         if wishes.consistent and not jpeg:
             raise OptionError("Only the result of a JPEG file can be made consistent with it.")
         if task == "auto" and wishes.sigma is None and wishes.jpeg_quality is None:
-            photo = self.restorer("photo") if "photo" in installed_weights() else None
+            photo = self.restorer("auto") if "photo" in installed_weights() else None
             decision = decide(picture, _of_file(read_tables, data, name) if jpeg else None, photo=photo)
             needs, found = decision.steps, tuple(decision.found.splitlines())
         else:
@@ -206,6 +210,9 @@ class Engine:
                 _asked_jpeg(picture, wishes, jpeg) if t == "jpeg" else Need(t, sigma=wishes.sigma) for t in tasks
             )
             found = tuple(f"{need.task}, as asked{_goes_by(need, jpeg)}" for need in needs)
+        if wishes.consistent and any(need.task != "jpeg" for need in needs):
+            more = ", ".join(need.task for need in needs if need.task != "jpeg")
+            raise OptionError(f"After '{more}' nothing is consistent with a JPEG: give --task jpeg or no --consistent.")
         steps = (
             _decompress(picture, need, wishes, data if jpeg else b"", name)
             if need.task == "jpeg"
@@ -216,11 +223,17 @@ class Engine:
 
     def run(self, plan: Plan, wishes: Wishes = Wishes()) -> Pixels:
         """The restored pixels of a plan, as strong and by as many passes as is wished."""
-        pixels = plan.picture.pixels if plan.steps else plan.picture.pixels.copy()
+        before, several = plan.picture.pixels, len(plan.steps) > 1
+        pixels = before if plan.steps else before.copy()
+        strength = 1.0 if several else wishes.strength
         for step in plan.steps:
             restorer = self.restorer(step.task)
             restore = partial(ensemble, restorer) if wishes.ensemble else restorer
-            pixels = restore(pixels, step.hints, wishes.strength, step.afterwards)
+            pixels = restore(pixels, step.hints, strength, step.afterwards)
+        if several and wishes.strength < 1:  # of the picture and what came of all steps; in strips, as it is in floats
+            for top in range(0, len(pixels), 256):
+                given, made = (array[top : top + 256] for array in (before, pixels))
+                made[:] = finish(as_rgb_image(given), as_rgb_image(made), given, Hints(), wishes.strength, None)
         return pixels
 
     def run_with_rest(self, plan: Plan, wishes: Wishes = Wishes()) -> tuple[Pixels, bytes]:
@@ -320,11 +333,13 @@ def _missing(picture: Picture, mask: str | Path | Pixels, name: str) -> NDArray[
             raise OptionError("The picture has no transparency that could say what is missing.")
         return np.asarray(picture.alpha == 0)
     if isinstance(mask, str) and mask.startswith("#"):
-        colour = parse_colour(mask) * (257 if picture.pixels.dtype == np.uint16 else 1)
+        dtype, colour = picture.pixels.dtype, parse_colour(mask)
+        colour = (colour / 255).astype(dtype) if dtype.kind == "f" else colour * (257 if dtype == np.uint16 else 1)
         pixels = picture.pixels[..., None] if picture.pixels.ndim == 2 else picture.pixels
         return np.asarray((pixels == colour).all(-1))
     assert isinstance(mask, Path)
-    shades = read_image(mask_of(mask, name)).pixels
+    height, width = picture.pixels.shape[:2]
+    shades = read_image(mask_of(mask, name), max_pixels=max(MAX_PIXELS, height * width)).pixels
     top = np.iinfo(shades.dtype).max
     return np.asarray((shades if shades.ndim == 2 else shades.max(2)) > top // 2)
 

@@ -23,6 +23,7 @@ from irae.errors import IraeError, printable
 
 # Pillow, OpenCV and tifffile are imported where they are used, so that importing this module is quick.
 
+MAX_PIXELS = 200_000_000  # that are read where nobody says how many
 SUFFIXES = {
     ".png": "PNG",
     ".tif": "TIFF",
@@ -55,7 +56,7 @@ class ImageError(IraeError):
 class Picture:
     """A decoded image, in its stored orientation.
 
-    pixels: (H, W) grey or (H, W, 3) RGB, uint8 (0..255) or uint16 (0..65535).
+    pixels: (H, W) grey or (H, W, 3) RGB, uint8 (0..255) or uint16 (0..65535); float32 (0..1) where it is of no file.
     alpha: (H, W) of the same dtype, straight (not premultiplied), or None.
     format: that of the file it was read from; lossy: JPEG, or WebP that is not lossless.
     exif: the EXIF block, from its TIFF header on (no "Exif" prefix); icc: the ICC profile.
@@ -95,7 +96,7 @@ def is_lossy(path: Path) -> bool:
         return True  # reading it will tell what is wrong
 
 
-def read_image(source: str | Path | bytes, *, max_pixels: int = 200_000_000, name: str = "the image data") -> Picture:
+def read_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, name: str = "the image data") -> Picture:
     """Read an image file, or the bytes of one, called `name` in errors; its format is told from the content.
 
     Reads 8- and 16-bit PNG and TIFF, JPEG, WebP and BMP. Palettes and 1- to 4-bit images are expanded
@@ -422,7 +423,12 @@ def _tiff_samples(page: Any, data: bytes) -> np.ndarray:
         samples = _opencv_samples(_as_stored(page, data))
     else:
         raise ImageError("is a 16-bit TIFF of a rare kind: save it again without compression")
-    return np.iinfo(samples.dtype).max - samples if page.photometric == 0 else samples
+    if page.photometric != 0:
+        return samples
+    turned = np.iinfo(samples.dtype).max - samples
+    if page.samplesperpixel == 2:
+        turned[..., 1] = samples[..., 1]
+    return turned
 
 
 def _as_stored(page: Any, data: bytes) -> bytes:
@@ -569,15 +575,16 @@ def _encode_by_pillow(picture: Picture, format: str) -> bytes:
         "JPEG": {"quality": 95, "subsampling": 0},
         "WEBP": {"lossless": True, "exact": True},
     }
-    options = settings.get(format, {})
-    if picture.exif:
-        options["exif"] = _EXIF_START + picture.exif
-    if picture.icc:
-        options["icc_profile"] = picture.icc
     file = io.BytesIO()
     samples = picture.pixels if picture.alpha is None else _samples(picture)
-    Image.fromarray(samples).save(file, format, **options)
+    Image.fromarray(samples).save(file, format, **settings.get(format, {}), **pillow_metadata(picture))
     return file.getvalue()
+
+
+def pillow_metadata(picture: Picture) -> dict[str, Any]:
+    """The EXIF block and the ICC profile of a picture, as Pillow's writers take them."""
+    exif = {"exif": _EXIF_START + picture.exif} if picture.exif else {}
+    return exif | ({"icc_profile": picture.icc} if picture.icc else {})
 
 
 def _encode_png16(picture: Picture) -> bytes:

@@ -237,6 +237,22 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
         raise JournalError(f"{printable(path)} cannot be written: {reason(error)}.") from error
 
 
+def lists_failures(path: Path) -> bool:
+    """Whether a file is a list of failures, or is not there; any other file of that name is somebody else's."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return not os.path.lexists(path)
+    return not lines or any(_is_failure(line) for line in lines)
+
+
+def _is_failure(line: bytes) -> bool:
+    try:
+        return set(json.loads(line)) == {"input", "output", "error"}
+    except (ValueError, TypeError):  # no JSON, as the line that a killed run did not finish, or another kind of it
+        return False
+
+
 def _is_at(file: int, path: Path) -> bool:
     """Whether an open file still has its name."""
     try:

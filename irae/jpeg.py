@@ -109,9 +109,10 @@ def encode_jpeg(
         pixels: (H, W) grey or (H, W, 3) RGB, uint8.
         tables: the tables, or a quality of 1 to 100 with libjpeg's.
         sampling: (1, 1), (2, 1) or (2, 2), as in JpegTables; that of the tables, or (2, 2), when it is not given.
-        options: further ones of Pillow's JPEG writer, as `progressive=True`.
+        options: further ones of Pillow's JPEG writer, as `progressive=True` or `exif=...`.
 
-    Raises IraeError for another sampling, a quality or a step out of range, and colours without a chroma table.
+    Raises IraeError for another sampling, a quality or a step out of range, colours without a chroma table, and sides
+    or an EXIF block larger than a JPEG holds.
     """
     tables = standard_tables(tables) if isinstance(tables, int) else tables
     grey = pixels.ndim == 2
@@ -132,8 +133,13 @@ def _encode(pixels: np.ndarray, steps: list[np.ndarray], sampling: tuple[int, in
     # No coefficient of 8-bit samples reaches half of 4096, and libjpeg does not divide right by much more.
     tables = [np.minimum(table, 4096).ravel().tolist() for table in steps]
     file = io.BytesIO()
-    with _silence() if coarsest > 255 else nullcontext():  # libjpeg warns that this is not baseline
-        Image.fromarray(pixels).save(file, "JPEG", qtables=tables, subsampling=_SUBSAMPLINGS[sampling], **options)
+    options |= {"qtables": tables, "subsampling": _SUBSAMPLINGS[sampling]}
+    try:
+        with _silence() if coarsest > 255 else nullcontext():  # libjpeg warns that this is not baseline
+            Image.fromarray(pixels).save(file, "JPEG", **options)
+    except (OSError, ValueError) as error:
+        height, width = pixels.shape[:2]
+        raise IraeError(f"{width} x {height} pixels and EXIF do not fit in a JPEG: choose another format") from error
     return file.getvalue()
 
 

@@ -20,6 +20,7 @@ from irae.degrade import NOISES, generator_for
 from irae.engine import Engine, Plan, Wishes, check_quality, check_rest, mask_of, opaque
 from irae.errors import printable
 from irae.images import (
+    MAX_PIXELS,
     SUFFIXES,
     Picture,
     count_pixels,
@@ -27,6 +28,7 @@ from irae.images import (
     is_image_path,
     is_lossy,
     make_folder,
+    pillow_metadata,
     read_file,
     read_image,
     write_bytes,
@@ -116,7 +118,7 @@ class Settings:
     keep_rest: bool = False
     compare: bool = False
     overwrite: bool = False
-    max_pixels: int = 200_000_000
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         if self.keep_rest:
@@ -308,7 +310,7 @@ def restore_file(
             if engine.runner is not None:
                 journal.record_shape(engine.runner.device.type, engine.runner.shape)
             written = {journal.name(path): digest(content) for path, content in contents.items()}
-            deciding = {"photo"} & set(engine.restorers)  # that network is asked where nobody said what to do
+            deciding = {"auto"} & set(engine.restorers)  # that network is asked where nobody said what to do
             weights = {task: engine.weights_digest(task) for task in (*tasks, *deciding)}
             name, options = journal.name(job.target), _options(job, engine, settings)
             outdated = journal.outdated(name, written)
@@ -481,7 +483,7 @@ def degrade_file(clean: Path, output: Path | None, damage: Damage, overwrite: bo
         if picture.pixels.dtype != np.uint8 or picture.alpha is not None:
             raise OptionError(f"{printable(clean)} has 16 bits or transparency, which JPEG has not.")
         tables = standard_tables(damage.jpeg, SUBSAMPLINGS[damage.subsampling], picture.pixels.ndim == 2)
-        contents[target] = encode_jpeg(picture.pixels, tables)
+        contents[target] = encode_jpeg(picture.pixels, tables, **pillow_metadata(picture))
     else:
         contents[target] = encode_image(picture, format)
     _write_all(contents, overwrite)

@@ -308,6 +308,9 @@ def free_memory(device: torch.device | None = None) -> int:
     return max(0, min(found, default=4 << 30))
 
 
+NO_MEMORY = "There is not enough memory for this image."
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory did not suffice: Python's, that of a GPU, or that of torch on a CPU."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (

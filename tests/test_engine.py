@@ -74,6 +74,9 @@ def test_a_mask_has_many_sources(
     coloured = photo.copy()
     coloured[holes] = magenta
     assert np.array_equal(inpainted(engine, Picture(coloured), "#ff00ff")[0], expected)
+    floats = coloured.astype(np.float32) / np.float32(255)
+    filled, _ = inpainted(engine, Picture(floats), "#ff00ff")
+    assert np.abs(255 * filled.clip(0, 1) - expected).max() < 0.51
 
 
 def test_wide_holes_are_filled_from_the_border_inward(engines: dict[str, Engine]) -> None:
@@ -173,6 +176,20 @@ def test_auto_leaves_a_clean_picture_alone_and_denoises_a_noisy_one(photo: Pixel
     assert any("25" in sentence or "24" in sentence or "26" in sentence for sentence in plan.found)
 
 
+def test_strength_mixes_what_goes_in_and_what_comes_out_of_all_steps(photo: Pixels) -> None:
+    engine, wishes = Engine("small", "cpu"), Wishes(jpeg_quality=30, sigma=10)
+    plan = engine.plan(Picture(photo), wishes)
+    full, half = (engine.run(plan, replace(wishes, strength=s)).astype(float) for s in (1.0, 0.5))
+    assert [step.task for step in plan.steps] == ["jpeg", "denoise"] and not np.array_equal(full, photo)
+    assert np.abs(half - (full + photo) / 2).max() <= 1
+
+
+def test_what_follows_a_decompression_is_consistent_with_no_file(photo: Pixels) -> None:
+    file = encode_jpeg(photo, 30)
+    with pytest.raises(IraeError, match="denoise"):
+        Engine("small", "cpu").plan(read_image(file), Wishes(jpeg_quality=30, sigma=10, consistent=True), file)
+
+
 @pytest.mark.parametrize(
     ("wishes", "word"),
     [
@@ -205,13 +222,16 @@ def test_weights_decide_the_task_and_refuse_another(engines: dict[str, Engine], 
 def test_the_size_chooses_the_weights(
     task_weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for task in ("denoise", "jpeg"):
+    for task in ("denoise", "jpeg", "photo"):
         shutil.copy(task_weights[task], tmp_path)
-    larger = replace(SMALL, blocks=(2,))
-    save_weights(tmp_path / "denoise-best.safetensors", larger, random_model(larger).state_dict(), {"steps": 0})
+    for task in ("denoise", "photo"):
+        larger = replace(SMALL, task=task, blocks=(2,))
+        save_weights(tmp_path / f"{task}-best.safetensors", larger, random_model(larger).state_dict(), {"steps": 0})
     monkeypatch.setattr("irae.weights.resource_dir", lambda _: tmp_path)
     small, best, default = (Engine(model, "cpu") for model in ("small", "best", None))
     assert best.restorer("denoise").model.config.blocks == (2,)
     assert small.restorer("denoise").model.config.blocks == default.restorer("denoise").model.config.blocks == (1,)
     assert small.weights_digest("denoise") != best.weights_digest("denoise")  # so a journal sees the change
     assert small.weights_digest("jpeg") == best.weights_digest("jpeg")  # which has one size
+    assert best.restorer("photo").model.config.blocks == (2,)
+    assert small.weights_digest("auto") == best.weights_digest("auto") == small.weights_digest("photo")

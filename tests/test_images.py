@@ -216,6 +216,7 @@ U8 = {channels: samples(np.uint8, channels) for channels in (1, 2, 3, 4)}
 U16 = {channels: samples(np.uint16, channels) for channels in (1, 2, 3, 4)}
 UNASSOCIATED = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
 RGB = {"photometric": "rgb"}
+ALPHA = {"extrasamples": ["unassalpha"], "planarconfig": "contig"}
 OTHERS = {
     **{f"pillow png {c}": (lambda c=c: saved(Image.fromarray(U8[c]), "PNG"), U8[c]) for c in U8},
     **{f"pillow tiff {c}": (lambda c=c: saved(Image.fromarray(U8[c]), "TIFF"), U8[c]) for c in U8},
@@ -269,7 +270,7 @@ OTHERS = {
         U8[4],
     ),
     "tifffile 16 grey alpha": (
-        lambda: tiff(U16[2], photometric="minisblack", extrasamples=["unassalpha"], planarconfig="contig"),
+        lambda: tiff(U16[2], photometric="minisblack", **ALPHA),
         U16[2],
     ),
     "tifffile 16 white is zero": (lambda: tiff(65535 - U16[1], photometric="miniswhite"), U16[1]),
@@ -282,6 +283,10 @@ OTHERS = {
         U16[1],
     ),
     "tifffile 8 white is zero": (lambda: tiff(255 - U8[1], photometric="miniswhite"), U8[1]),
+    "tifffile 8 white is zero, alpha": (
+        lambda: tiff(np.dstack((255 - U8[2][..., 0], U8[2][..., 1])), photometric="miniswhite", **ALPHA),
+        U8[2],
+    ),
     "16-bit grey and alpha png": (
         lambda: png(WIDTH, HEIGHT, 16, 4, [r.astype(">u2").tobytes() for r in U16[2]]),
         U16[2],

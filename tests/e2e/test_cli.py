@@ -261,6 +261,31 @@ def test_standard_input_is_not_written_over(noisy: Path, weights_file: Path) -> 
     assert noisy.read_bytes() == before
 
 
+def test_a_mask_is_not_written_over(noisy: Path, weights_file: Path, tmp_path: Path, photo: NDArray[Any]) -> None:
+    mask = tmp_path / "mask.png"
+    write_image(mask, Picture(np.zeros(photo.shape[:2], np.uint8)))
+    before = mask.read_bytes()
+    command = [sys.executable, "-m", "irae.cli", "restore", "-", "--mask", str(mask), "-o", str(mask), "--overwrite"]
+    with noisy.open("rb") as file:
+        done = subprocess.run(command, stdin=file, capture_output=True, text=True)
+    assert done.returncode == 2 and "never overwritten" in done.stderr
+    assert mask.read_bytes() == before
+
+
+def test_memory_that_does_not_suffice_is_one_sentence(
+    run: Run, noisy: Path, weights_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("irae.restorer.Restorer.__call__", fail)
+    streamed = run("restore", noisy, "-o", "-", "--model", weights_file)
+    assert streamed.code == 2 and streamed.err == "irae: There is not enough memory for this image.\n"
+    monkeypatch.setattr("irae.pipeline.recover_file", fail)
+    recovered = run("recover", noisy, noisy)
+    assert recovered.code == 1 and [line.count("not enough memory") for line in recovered.err.splitlines()] == [1, 1]
+
+
 def test_a_failed_restore_leaves_nothing_behind(irae: Run, noisy: Path, tmp_path: Path) -> None:
     (tmp_path / "noisy.restored.png.compare.png").touch()
     assert irae(noisy, "--compare", "--keep-rest").code == 1

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
 
 from irae.images import Picture, read_image, write_image
 from irae.jpeg import encode_jpeg, read_tables, standard_tables
@@ -51,6 +51,16 @@ def test_a_jpeg_that_degrade_makes_is_restored(
     facts = json.loads(result.out)
     assert result.code == 0 and facts["tasks"] == ["jpeg"] and "tables of the file" in facts["found"][0]
     assert read_image(clean.with_name("photo.q20.restored.png")).pixels.shape == read_image(clean).pixels.shape
+
+
+def test_a_jpeg_that_degrade_makes_is_shown_as_the_photograph_is(run: Run, tmp_path: Path, photo: NDArray[Any]) -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # turned by a quarter
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(photo).save(tmp_path / "photo.png", exif=exif, icc_profile=profile)
+    assert run("degrade", tmp_path / "photo.png", "--jpeg", "20").code == 0
+    made, given = read_image(tmp_path / "photo.q20.jpg"), read_image(tmp_path / "photo.png")
+    assert made.icc == given.icc is not None and made.upright.shape == given.upright.shape == (*photo.shape[1::-1], 3)
 
 
 def test_a_colour_says_what_is_missing(run: Run, tmp_path: Path, task_weights: dict[str, Path]) -> None:
