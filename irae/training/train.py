@@ -97,7 +97,7 @@ def train(
     training, held_out = load_training_images(recipe.data, root)
     make_folder(folder)
     batches = PatchBatches(recipe, training)
-    metrics: dict[str, float] = {}
+    metrics = run.metrics
     with _progress(recipe) as bar:
         task = bar.add_task(recipe.name, total=recipe.steps, completed=run.step, quality="")
         for batch in run.loader(batches):
@@ -223,6 +223,12 @@ class Run:
         buffer = io.BytesIO()
         torch.save(self._state(), buffer)
         write_bytes(self.checkpoint, buffer.getvalue(), overwrite=True)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Those of the last row of the log, as `measure` gave them; none before the first."""
+        facts = ("step", "seconds", "loss")
+        return {key: value for key, value in self.log[-1].items() if key not in facts} if self.log else {}
 
     def resume(self) -> None:
         """Go on from the checkpoint.
