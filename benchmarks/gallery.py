@@ -1,4 +1,4 @@
-"""Realistic noisy photographs beside what comes back: by the denoiser of white noise, and by the one of photographs.
+"""Realistic noisy photographs beside what comes back: by the denoiser of white noise, and by those of photographs.
 
     python benchmarks/gallery.py [-o docs/photo.jpg]
 
@@ -33,8 +33,8 @@ PHOTOGRAPHS = {
 
 def main(output: Annotated[Path, typer.Option("-o", "--output")] = Path("gallery.jpg")) -> None:
     """Write the picture, and print PSNR of the whole photographs."""
-    networks = {name: Restorer(model=name) for name in ("denoise", "photo")}
-    figure, axes = plt.subplots(len(PHOTOGRAPHS), 2 + len(networks), figsize=(10.4, 2.25 * len(PHOTOGRAPHS)))
+    networks = {name: Restorer(model=name) for name in ("denoise", "photo", "photo-best")}
+    figure, axes = plt.subplots(len(PHOTOGRAPHS), 2 + len(networks), figsize=(13, 2.25 * len(PHOTOGRAPHS)))
     for row, (name, (level, rows, columns)) in zip(axes, PHOTOGRAPHS.items(), strict=True):
         generator = generator_for(name)
         photograph: Image = getattr(data, name)()

@@ -198,7 +198,7 @@ def test_load_model_tells_of_itself() -> None:
         assert model.restore(torch.rand(1, 3, 8, 8), torch.zeros(1, 2, 1, 1)).shape == (1, 3, 8, 8)
 
 
-@pytest.mark.parametrize("model", ["denoise", "denoise-best"])
+@pytest.mark.parametrize("model", ["denoise", "denoise-best", "photo-best"])
 def test_noise_is_taken_out_up_to_the_border_of_any_size(photo: Pixels, model: str) -> None:
     damaged, clean = noisy(photo)[:112, :152], photo[:105, :145]  # the networks work on multiples of 4 and 8
     whole, part = (irae.restore(image, model=model, precision="fp32") for image in (damaged, damaged[:105, :145]))

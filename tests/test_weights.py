@@ -48,10 +48,10 @@ def test_unknown_weights_list_the_installed() -> None:
 
 
 @pytest.mark.parametrize("name", installed_weights())
-def test_shipped_weights_are_small_and_have_a_card(name: str) -> None:
+def test_shipped_weights_are_small_and_have_a_card_of_their_size(name: str) -> None:
     info = weights_info(name)
     facts = model_facts(name)
     assert info.path.stat().st_size < 20e6
     for word in ("Recipe", "Data", "Licence", "Steps", "Hardware", "Limits"):
         assert word.lower() in info.card.lower()
-    assert facts["parameters"] > 0 and facts["mac_per_pixel"] > 0
+    assert f"{facts['parameters']:,} parameters, {facts['mac_per_pixel']:,} MAC per pixel" in info.card

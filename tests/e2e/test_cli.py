@@ -261,7 +261,7 @@ def test_standard_input_is_not_written_over(noisy: Path, weights_file: Path) -> 
     assert noisy.read_bytes() == before
 
 
-def test_a_mask_is_not_written_over(noisy: Path, weights_file: Path, tmp_path: Path, photo: NDArray[Any]) -> None:
+def test_a_mask_is_not_written_over(noisy: Path, tmp_path: Path, photo: NDArray[Any]) -> None:
     mask = tmp_path / "mask.png"
     write_image(mask, Picture(np.zeros(photo.shape[:2], np.uint8)))
     before = mask.read_bytes()

@@ -60,7 +60,9 @@ def test_a_broken_run_goes_on_exactly(folder: Path) -> None:
         with pytest.raises(RecipeError, match=left):
             train(recipe(folder), folder, options=dataclasses.replace(options, resume=left != "checkpoint.pt"))
         (folder / left).unlink()
-    train(recipe(folder), broken, options=dataclasses.replace(options, resume=True))
+    resumed = dataclasses.replace(options, resume=True)
+    last = train(recipe(folder), broken, options=resumed)
+    assert last and train(recipe(folder), broken, options=resumed) == last  # where nothing is left to do
     assert log(broken) == log(whole) and [row["step"] for row in log(whole)] == ["2", "4", "6", "8"]
     end = [load_model(path / "tiny.safetensors").state_dict() for path in (whole, broken)]
     assert all(torch.equal(end[0][name], end[1][name]) for name in end[0])
