@@ -44,7 +44,7 @@ def test_mixing_starts_as_the_identity_and_stays_orthogonal() -> None:
 def test_only_noise_is_mirrored_beyond_the_border(task: str) -> None:
     image = torch.arange(24.0).view(1, 1, 4, 6)
     found = pad_image(image, 3, 2, task)
-    rows, columns = ([2, 1, 0], [4, 3]) if task == "denoise" else ([3, 3, 3], [5, 5])
+    rows, columns = ([2, 1, 0], [4, 3]) if task in ("denoise", "photo") else ([3, 3, 3], [5, 5])
     assert torch.equal(found, image[..., [0, 1, 2, 3, *rows], :][..., [0, 1, 2, 3, 4, 5, *columns]])
     assert torch.equal(pad_image(image, 0, 0, task), image)
 
