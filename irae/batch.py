@@ -58,12 +58,7 @@ class Failed:
     @property
     def sentence(self) -> str:
         """The error, with the name of the file."""
-        if out_of_memory(self.error):
-            text = NO_MEMORY
-        else:
-            text = " ".join(str(self.error).split()) or type(self.error).__name__
-        name = printable(self.job.source)
-        return text if name in str(self.error) else f"{name}: {text}"
+        return failure_sentence(self.error, self.job.source)
 
     @property
     def disk_full(self) -> bool:
@@ -77,6 +72,13 @@ class Failed:
 
 
 Outcome = Done | Skipped | Failed
+
+
+def failure_sentence(error: Exception, source: Path) -> str:
+    """Why a file failed, with its name, on one line."""
+    text = NO_MEMORY if out_of_memory(error) else " ".join(str(error).split()) or type(error).__name__
+    name = printable(source)
+    return text if name in str(error) else f"{name}: {text}"
 
 
 class Batch:
@@ -98,6 +100,7 @@ class Batch:
         self.threads = min(threads or min(cores() + 1, MOST_THREADS), max(1, len(jobs)))
         self.gate = Gate(free_memory() // 2 // BYTES_A_PIXEL)
         self.stopping = False
+        self.listing = set[Path]()  # the folders whose list of failures is not somebody else's file
 
     def stop(self) -> None:
         """Begin no further file; those in flight are finished."""
@@ -118,9 +121,9 @@ class Batch:
                 stack.enter_context(FolderLock(root))
             remove_temporaries(job.target.parent for job in self.jobs if job.root is not None)
             journals = {root: Journal(root) for root in roots}
-            for root in roots:
-                if lists_failures(root / FAILURES):
-                    (root / FAILURES).unlink(missing_ok=True)
+            self.listing = {root for root in roots if lists_failures(root / FAILURES)}
+            for root in self.listing:
+                (root / FAILURES).unlink(missing_ok=True)
             self._cut_as_before(journals)
             stack.enter_context(_quiet())
             pool = stack.enter_context(ThreadPoolExecutor(self.threads, "file"))
@@ -165,7 +168,7 @@ class Batch:
         if isinstance(outcome, Failed):
             if outcome.disk_full:
                 self.stop()
-            elif job.root is not None and lists_failures(job.root / FAILURES):
+            elif job.root in self.listing:
                 facts = {"input": str(job.source), "output": str(job.target), "error": outcome.sentence}
                 with suppress(JournalError):  # it is reported all the same
                     append_line(job.root / FAILURES, facts)

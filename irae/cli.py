@@ -208,7 +208,7 @@ def restore(
     from irae.batch import Batch
     from irae.engine import ALPHA, Engine, Wishes, parse_colour
     from irae.images import read_file
-    from irae.pipeline import Settings, check_new, plan, restore_bytes
+    from irae.pipeline import Settings, check_new, is_mask, plan, restore_bytes
     from irae.restorer import OptionError, keep_freed_memory, pick_device
     from irae.runner import Workers, all_of
 
@@ -231,8 +231,7 @@ def restore(
         source = None if inputs[0] == Path("-") else inputs[0]
         data = sys.stdin.buffer.read() if source is None else read_file(source)
         if output not in (None, Path("-")):
-            is_mask = isinstance(missing, Path) and output.exists() and output.samefile(missing)
-            if is_mask or _is_standard_input(output):
+            if is_mask(output, wishes) or _is_standard_input(output):
                 raise OptionError(f"{printable(output)} is an input, and inputs are never overwritten.")
             check_new(output, overwrite)
         content, done = restore_bytes(data, Engine(model, device, precision), settings, format, source)
@@ -429,9 +428,9 @@ def recover(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Give back the noisy image that was restored with --keep-rest, bit for bit."""
+    from irae.batch import failure_sentence
     from irae.pipeline import recover_file
     from irae.restorer import OptionError
-    from irae.runner import NO_MEMORY, out_of_memory
 
     if output is not None and len(restored) > 1:
         raise OptionError("One output file takes one input.")
@@ -440,12 +439,9 @@ def recover(
         try:
             target = recover_file(path, output, model, device, overwrite)
             out.print(f"{printable(path)} -> {printable(target)}", markup=False)
-        except Exception as error:
-            if not (isinstance(error, (IraeError, OSError)) or out_of_memory(error)):
-                raise
+        except Exception as error:  # whatever it is, the other files have nothing to do with it
             failed += 1
-            sentence = NO_MEMORY if out_of_memory(error) else str(error)
-            _complain(sentence if printable(path) in sentence else f"{printable(path)}: {sentence}")
+            _complain(failure_sentence(error, path))
     if failed:
         raise typer.Exit(1)
 

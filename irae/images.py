@@ -582,7 +582,7 @@ def _encode_by_pillow(picture: Picture, format: str) -> bytes:
 
 
 def pillow_metadata(picture: Picture) -> dict[str, Any]:
-    """The EXIF block and the ICC profile of a picture, as Pillow's writers take them."""
+    """The EXIF block ("exif") and the ICC profile ("icc_profile") that a picture has, as Pillow's writers take them."""
     exif = {"exif": _EXIF_START + picture.exif} if picture.exif else {}
     return exif | ({"icc_profile": picture.icc} if picture.icc else {})
 

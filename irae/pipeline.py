@@ -197,9 +197,8 @@ def check_outputs(jobs: Sequence[Job], settings: Settings) -> None:
     Raises:
         OptionError: it would.
     """
-    mask = settings.wishes.mask
-    masks = [] if not isinstance(mask, Path) else list(mask.iterdir()) if mask.is_dir() else [mask]
-    inputs = {identity for path in (*masks, *(job.source for job in jobs)) if (identity := _identity(path))}
+    read = (*_masks(settings.wishes), *(job.source for job in jobs))
+    inputs = {identity for path in read if (identity := _identity(path))}
     owners = dict[str, Job]()
     for job in jobs:
         for path in () if job.skip else _outputs(job, settings):
@@ -209,6 +208,19 @@ def check_outputs(jobs: Sequence[Job], settings: Settings) -> None:
                 )
             if owners.setdefault(os.path.realpath(path), job) is not job:
                 raise OptionError(f"Several inputs would be written to {printable(path)}: use different folders.")
+
+
+def is_mask(path: Path, wishes: Wishes) -> bool:
+    """Whether a path is a file of a mask, under whatever name."""
+    identity = _identity(path)
+    return identity is not None and identity in map(_identity, _masks(wishes))
+
+
+def _masks(wishes: Wishes) -> list[Path]:
+    """The files that masks may be read from."""
+    if not isinstance(wishes.mask, Path):
+        return []
+    return list(wishes.mask.iterdir()) if wishes.mask.is_dir() else [wishes.mask]
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

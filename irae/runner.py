@@ -28,6 +28,7 @@ BYTES_A_PIXEL = 1024  # of a window while the network works on it; the shipped o
 LEAST_TILE = 64
 CPU_TILE = 640  # on two servers windows of up to 768 pixels a side ran a third quicker a pixel than those of 1024
 GPU_TILE, GPU_BATCH = 1024, 4
+NO_MEMORY = "There is not enough memory for this image."
 OUT_OF_MEMORY = (  # what torch and its libraries say, in small letters
     "out of memory",
     "not enough memory",
@@ -306,9 +307,6 @@ def free_memory(device: torch.device | None = None) -> int:
     except (OSError, ValueError):
         pass
     return max(0, min(found, default=4 << 30))
-
-
-NO_MEMORY = "There is not enough memory for this image."
 
 
 def out_of_memory(error: BaseException) -> bool:
