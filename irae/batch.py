@@ -91,11 +91,13 @@ class Batch:
         threads: files in flight; by default a few more than there are cores.
 
     Raises:
-        OptionError: an output is an input, or that of another job.
+        OptionError: an output is an input, that of another job, or cannot hold what is wished; or the engine's weights
+            do not do that.
     """
 
     def __init__(self, jobs: Sequence[Job], engine: Engine, settings: Settings, threads: int | None = None) -> None:
         check_outputs(jobs, settings)
+        engine.settle(settings.wishes)
         self.jobs, self.engine, self.settings = jobs, engine, settings
         self.threads = min(threads or min(cores() + 1, MOST_THREADS), max(1, len(jobs)))
         self.gate = Gate(free_memory() // 2 // BYTES_A_PIXEL)

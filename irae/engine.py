@@ -172,6 +172,18 @@ class Engine:
                 self.restorers[task] = Restorer(use, weights_of(use, size), self.device, self.precision, self.runner)
         return self.restorers[task]
 
+    def settle(self, wishes: Wishes) -> Wishes:
+        """The wishes, their task that of the engine's own weights, where it has some.
+
+        Raises:
+            OptionError: these weights do not do what is wished.
+        """
+        if self.own_task is None:
+            return wishes
+        if wishes.task not in ("auto", self.own_task):
+            raise OptionError(f"These weights are for the task '{self.own_task}', not '{wishes.task}'.")
+        return replace(wishes, task=self.own_task)
+
     def weights_digest(self, task: str) -> str:
         """The digest of the weights of a task; empty for a task that the engine's own weights are not for, and for
         weights that were not loaded from a file.
@@ -190,10 +202,8 @@ class Engine:
         Raises:
             IraeError: a wish that this picture does not allow.
         """
+        wishes = self.settle(wishes)
         task = wishes.task
-        if task == "auto" and self.own_task is not None:
-            task = self.own_task
-            wishes = replace(wishes, task=task)
         if wishes.mask is not None:
             return _inpaint(picture, wishes.mask, name)
         jpeg = picture.format == "JPEG" and bool(data)

@@ -44,6 +44,7 @@ from irae.weights import weights_with_digest
 Pixels = NDArray[Any]
 
 SUBSAMPLINGS = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
+INEXACT = "{} does not keep these pixels exactly, and the rest needs that: write PNG or TIFF."
 BYTES_A_PIXEL = 64  # of an image in flight, from its file's bytes to those of its result
 FORMAT_SUFFIXES = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg", "webp": ".webp", "bmp": ".bmp"}
 
@@ -192,7 +193,8 @@ def plan(
 
 
 def check_outputs(jobs: Sequence[Job], settings: Settings) -> None:
-    """See that nothing that is read would be written over, under whatever name, and nothing written twice.
+    """See that nothing that is read would be written over, under whatever name, nothing written twice, and no rest
+    kept beside a JPEG.
 
     Raises:
         OptionError: it would.
@@ -201,6 +203,8 @@ def check_outputs(jobs: Sequence[Job], settings: Settings) -> None:
     inputs = {identity for path in read if (identity := _identity(path))}
     owners = dict[str, Job]()
     for job in jobs:
+        if settings.keep_rest and file_format(job.target) == "jpeg":
+            raise OptionError(INEXACT.format("JPEG"))
         for path in () if job.skip else _outputs(job, settings):
             if _identity(path) in inputs:
                 raise OptionError(
@@ -510,11 +514,9 @@ def _outputs(job: Job, settings: Settings) -> tuple[Path, ...]:
 
 def _options(job: Job, engine: Engine, settings: Settings) -> dict[str, Any]:
     """What is asked for, in plain values, a mask as the digest of its content."""
-    wishes = settings.wishes
+    wishes = engine.settle(settings.wishes)
     options = {**vars(wishes), "keep_rest": settings.keep_rest, "compare": settings.compare}
     options["precision"] = engine.precision
-    if wishes.task == "auto" and engine.own_task is not None:
-        options["task"] = engine.own_task
     if isinstance(wishes.mask, np.ndarray):
         options["mask"] = digest(f"{wishes.mask.dtype} {wishes.mask.shape} ".encode() + wishes.mask.tobytes())
     elif isinstance(wishes.mask, Path):
@@ -560,7 +562,7 @@ def check_new(path: Path, overwrite: bool) -> None:
 def _encode_exactly(picture: Picture, format: str) -> bytes:
     content = encode_image(picture, format)
     if not np.array_equal(read_image(content).pixels, picture.pixels):
-        raise OptionError(f"{format} does not keep these pixels exactly, and the rest needs that: write PNG or TIFF.")
+        raise OptionError(INEXACT.format(format))
     return content
 
 
