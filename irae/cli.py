@@ -664,7 +664,9 @@ def probe(
     precision: Annotated[
         float, typer.Option("--precision", help="A layer is read through noise of 1 / this of its deviation.")
     ] = 255.0,
-    quick: Annotated[bool, typer.Option("--quick", help="A look in less than a minute; intervals are wide.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A look in a minute or two a network; intervals are wide.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of all that is random.")] = 0,
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Try all instruments on cases with known answers, and nothing else.")

@@ -419,6 +419,7 @@ def _plot(points: Sequence[tuple[float, float, Method]], x_label: str, y_label: 
         "axes.labelcolor": INK,
         "xtick.color": INK,
         "ytick.color": INK,
+        "axes.formatter.useoffset": False,  # or nearly equal values are told as differences from one of them
     }
     with matplotlib.rc_context({**style, "svg.fonttype": "none", "svg.hashsalt": "irae", "font.size": 9}):
         figure = Figure(figsize=(4.6, 3.4), layout="constrained")
