@@ -138,7 +138,7 @@ def restore(
     ] = Task.auto,
     sigma: Annotated[
         float | None,
-        typer.Option("--sigma", help="Noise level in 8-bit levels, 0 to 255.  [default: found by the network]"),
+        typer.Option("--sigma", help="Noise level in 8-bit levels, 0 to 255.  [default: found]"),
     ] = None,
     jpeg_quality: Annotated[
         int | None,
@@ -427,7 +427,7 @@ def recover(
     device: DeviceOption = Device.auto,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Give back the noisy image that was restored with --keep-rest, bit for bit."""
+    """Give back the damaged image that was restored with --keep-rest, bit for bit."""
     from irae.batch import failure_sentence
     from irae.pipeline import recover_file
     from irae.restorer import OptionError

@@ -100,7 +100,8 @@ def test_recipes_share_data_and_budget(path: Path) -> None:
     assert recipe.noise == dataclasses.replace(shipped.noise, hidden=hidden)
     assert (recipe.jpeg, recipe.masks) == (shipped.jpeg, shipped.masks)
     network = build_network(recipe.model)
-    assert count(network) == pytest.approx(PARAMETERS.get(path.stem, count(network)), rel=0.01)
+    if path.stem in PARAMETERS:
+        assert count(network) == pytest.approx(PARAMETERS[path.stem], rel=0.01)
     assert 2 * count(network) < 2e6
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from irae.experiments.common import Context, Experiment, Result, Row, in_processes, panels
+from irae.journal import append_line
 from irae.models.baselines import Twin
 from irae.models.blocks import BLOCKS
 from irae.models.irae import IRAE, IRAEConfig
@@ -120,8 +121,7 @@ def run(setup: Setup, context: Context) -> Result:
     results = in_processes(train_one, open_jobs, setup.processes)
     for key, found in context.track(results, len(open_jobs), "blocks"):
         done[key] = found
-        with (context.folder / "runs.jsonl").open("a") as file:
-            file.write(json.dumps({"key": key, **found}) + "\n")
+        append_line(context.folder / "runs.jsonl", {"key": key, **found})
     rows = summarise(jobs, done)
     return Result(rows, NOTES, {"plot": plot(rows)})
 

@@ -120,7 +120,7 @@ class Digits(nn.Module):
 
 
 def make_units(channels: int, count: int, hidden: int, design: Design) -> list[RectifierUnit]:
-    """Units as the block `rectifier` has them, two to a block."""
+    """Units as the block `rectifier` has them, two to a block, but for what `pull` starts from."""
     units = [
         RectifierUnit(channels, hidden, 3, padding=("before", "after")[place % 2], limit=design.limit)
         for place in range(count)

@@ -78,7 +78,7 @@ class IRAEConfig:
         if self.stem and not self.lifted:
             raise IraeError("A stem needs the lift: without it no stream is free for the features.")
         if self.stem and getattr(lookup(BLOCKS, self.block, "block"), "two_step", False):
-            raise IraeError("A two-step block starts from two equal streams, which a stem makes different.")
+            raise IraeError(f"The block {self.block!r} starts from two equal streams, which a stem makes different.")
         plain = self.lift == "unshuffle" and len(self.channels) == 1 and not self.mixing and self.lifted
         if self.keep_known and not (plain and self.block in ("additive", "affine") and self.cond == 1):
             raise IraeError("Known pixels are kept by couplings on one lifted, unshuffled, unmixed level only.")

@@ -103,10 +103,11 @@ class RectifierUnit(nn.Module):
             return (image + self._convolve((self._convolve(image, B) + self.shift(image, cond)).relu(), A)).view_as(x)
 
     def inverse(self, y: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The input, to the precision of the dtype.
+        """An input with this output, to the precision of the dtype; the only one where the unit is constrained, and
+        where it is not, perhaps one of several (`invert` tells what is certain).
 
         Raises:
-            InverseError: no input, or not the only one, was found.
+            InverseError: none was found, or an unconstrained unit magnifies rounding errors too much there.
         """
         # Rounding ends the iteration; the goal is out of reach for some samples, and what counts is how near it got.
         eps = torch.finfo(y.dtype).eps

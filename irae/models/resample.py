@@ -60,7 +60,8 @@ class Unshuffle(Resample):
 class BlockTransform(Resample):
     """A separable orthonormal transform of factor x factor blocks, lowest frequency first in the channels.
 
-    Channels come out as (frequency, input channel), so that the first C channels are the block means of the input.
+    Channels come out as (frequency, input channel), so that the first C channels are the means of the input's
+    blocks times `factor`.
     """
 
     basis: Tensor

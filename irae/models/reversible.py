@@ -25,7 +25,8 @@ class Invertible(nn.Module, ABC):
         cond: (N, K, H', W') or (N, K, 1, 1), or None for parts that take none.
 
     Attributes:
-        two_step: a state is (before, now) of a two-step method, so its chain starts from two equal streams.
+        two_step: its chain starts from two equal streams, the states before and now of a two-step method or the halves
+            of a Hamiltonian system.
         iterative: `inverse` iterates to the precision of the state; the part ignores autocast, whose rounding would
             make it a step function.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -189,7 +188,14 @@ def test_finished_runs_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(blocks_experiment, "train_one", lambda job: pytest.fail("was trained again"))
     again = EXPERIMENTS["blocks"].run(tiny("blocks"), Context(folder))
     assert again.rows == result.rows
-    assert json.loads(runs.read_text().splitlines()[0])["psnr"] > 0
+    found = blocks_experiment.read_runs(runs)
+    kept = next(iter(found.values()))
+    assert kept["psnr"] > 0
+    # A run that is still open then goes on a line of its own.
+    runs.write_text(runs.read_text().partition("\n")[2])
+    monkeypatch.setattr(blocks_experiment, "train_one", lambda job: (job.key(), kept))
+    EXPERIMENTS["blocks"].run(tiny("blocks"), Context(folder))
+    assert blocks_experiment.read_runs(runs) == found
 
 
 def test_jobs_run_in_other_processes() -> None:
