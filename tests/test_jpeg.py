@@ -289,6 +289,23 @@ def test_psnr_never_drops_where_blocks_are_filled_in_part(size, quality):
         assert psnr(project(image, file), pixels) > psnr(image, pixels) - 0.001
 
 
+@pytest.mark.parametrize("quality", [10, 30, 60])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("size", [(90, 92), (96, 92), (90, 96)])
+def test_psnr_never_drops_where_blocks_repeat_no_border(size, sampling, quality):
+    """A lossless crop keeps whole blocks and says in its header how much of them is the picture."""
+    height, width = size
+    data = bytearray(encode_jpeg(PHOTO[:96, :96], quality, sampling))
+    at = data.index(SOF) + 5
+    data[at : at + 4] = height.to_bytes(2) + width.to_bytes(2)
+    clean = cut(size)
+    image = clean / 255 + np.random.default_rng(0).normal(0, 0.02, clean.shape)
+    result = project(image, bytes(data))
+    assert psnr(result, clean) > psnr(image, clean)
+    for edge in (np.s_[-2:], np.s_[:, -4:]):
+        assert psnr(result[edge], clean[edge]) > psnr(image[edge], clean[edge]) - 0.05
+
+
 @pytest.mark.parametrize("quality", [10, 30, 50, 80, 90])
 @pytest.mark.parametrize("photo", [astronaut, chelsea, coffee])
 def test_rounding_costs_little(photo, quality):
