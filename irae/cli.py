@@ -142,7 +142,10 @@ def restore(
     ] = None,
     jpeg_quality: Annotated[
         int | None,
-        typer.Option("--jpeg-quality", help="Of the JPEG that a PNG once was, 1 to 100.  [default: found]"),
+        typer.Option(
+            "--jpeg-quality",
+            help="Of the JPEG that a PNG once was, 1 to 100; a JPEG file tells its own.  [default: found]",
+        ),
     ] = None,
     mask: Annotated[
         str | None,
@@ -287,7 +290,7 @@ def _run(batch: Batch, as_json: bool, explain: bool) -> int:
             else:
                 failed += 1
             advance(f"{megapixels / (time.monotonic() - start):.2f} Mpx/s", f"{failed} failed" if failed else "")
-    if len(batch.jobs) > 1:
+    if len(batch.jobs) > 1 or skipped:
         parts = [f"{done} of {len(batch.jobs)} images restored", *(f"{n} skipped: {why}" for why, n in skipped.items())]
         parts += [f"{failed} failed"] if failed else []
         err.print(f"{'; '.join(parts)}.", markup=False)
@@ -531,6 +534,7 @@ def train(
     from irae.training.recipe import load_recipe
     from irae.training.train import Options
     from irae.training.train import train as run
+    from irae.weights import weights_info
 
     loaded = load_recipe(recipe)
     folder = output or Path("runs") / loaded.name
@@ -541,10 +545,11 @@ def train(
         metrics = run(loaded, folder, data_root, options, stop)
     for name, value in metrics.items():
         out.print(f"{name}: {value:.3f} dB on the held-out images")
-    out.print(f"Weights: {folder / loaded.name}.safetensors", markup=False)
-    if stop.is_set():
-        err.print("Stopped: the same command with --resume goes on.")
-        raise typer.Exit(130)
+    weights = folder / f"{loaded.name}.safetensors"
+    out.print(f"Weights: {weights}", markup=False)
+    if (step := weights_info(weights).facts["steps"]) < loaded.steps:
+        err.print(f"Stopped after {step} of {loaded.steps} steps: the same command with --resume goes on.")
+        raise typer.Exit(130 if stop.is_set() else 0)
 
 
 @app.command()

@@ -18,6 +18,7 @@ JPEG_PERIOD = 16  # of the grid where chroma is halved: a block of 8 x 8 chroma 
 JPEG_HARMONICS = 4
 JPEG_BANDS = (0, 1, 2, 3, 4, 5, 7, 10, 15)  # borders, in row + column frequency
 JPEG_CONDITION = 4 + 2 * (len(JPEG_BANDS) - 1) + 4 * JPEG_HARMONICS
+CONDITION_CHANNELS = {"denoise": 2, "photo": 2, "jpeg": JPEG_CONDITION, "inpaint": 1}  # by task
 _BAND_OF = (np.digitize(np.add.outer(np.arange(8), np.arange(8)), JPEG_BANDS) - 1).ravel()
 
 

@@ -38,6 +38,8 @@ def run_demo(
         IraeError: a picture exists; then none was written.
     """
     check_settings(sigma)
+    engine, wishes = Engine(model, device), Wishes("denoise")
+    engine.settle(wishes)
     make_folder(folder)
     clean, compare = folder / "coffee.png", folder / "coffee.compare.png"
     noisy, restored = folder / "coffee.noisy.png", folder / "coffee.noisy.restored.png"
@@ -45,7 +47,7 @@ def run_demo(
         check_new(path, overwrite)
     write_image(clean, Picture(coffee()), overwrite=overwrite)  # a cup of coffee by Rachel Michetti, CC0
     degrade_file(clean, noisy, Damage(noise=sigma), overwrite)
-    restore_file(Job(noisy, restored), Engine(model, device), Settings(Wishes("denoise"), overwrite=overwrite))
+    restore_file(Job(noisy, restored), engine, Settings(wishes, overwrite=overwrite))
     pictures = {
         name: read_image(path).pixels for name, path in (("clean", clean), ("noisy", noisy), ("restored", restored))
     }

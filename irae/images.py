@@ -13,7 +13,7 @@ import struct
 import threading
 import warnings
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,12 +70,17 @@ class Picture:
     icc: bytes | None = None
 
     @property
+    def orientation(self) -> int:
+        """How EXIF says that a viewer flips and turns the pixels (TIFF 6.0, tag 274), 1 to 8; 1: not at all."""
+        return int(_load_exif(self.exif).get(_ORIENTATION, 1))
+
+    @property
     def upright(self) -> np.ndarray:
-        """The pixels as a viewer shows them, flipped and turned by the orientation of EXIF (TIFF 6.0, tag 274).
+        """The pixels as a viewer shows them, flipped and turned by the orientation of EXIF.
 
         (H, W) or (H, W, 3), or with H and W exchanged where it turns by a quarter; a view.
         """
-        orientation = _load_exif(self.exif).get(_ORIENTATION, 1)
+        orientation = self.orientation
         turned = self.pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else self.pixels
         rows, columns = (-1 if orientation in flipped else 1 for flipped in ((3, 4, 7, 8), (2, 3, 6, 7)))
         return turned[::rows, ::columns]
@@ -458,9 +463,10 @@ def encode_image(picture: Picture, format: str) -> bytes:
     PNG, TIFF (not compressed), BMP and WebP are lossless, though WebP makes RGB of grey; JPEG has
     quality 95 and full colour resolution. The EXIF block is written byte for byte, except in TIFF,
     which takes its descriptive tags with the EXIF and GPS tables, and in BMP, which holds no metadata.
+    A grey ICC profile is left out of WebP.
 
     Raises ImageError when the format cannot hold the picture: 16 bits elsewhere than in PNG and TIFF,
-    alpha in JPEG or BMP, sides too long.
+    alpha in JPEG or BMP, an orientation in BMP, sides too long.
     """
     _check_writable(picture, format)
     try:
@@ -560,6 +566,8 @@ def _check_writable(picture: Picture, format: str) -> None:
         raise ImageError(f"a 16-bit picture does not fit in {format}: choose PNG or TIFF")
     if alpha is not None and format in ("JPEG", "BMP"):
         raise ImageError(f"a picture with an alpha channel does not fit in {format}: choose PNG or TIFF")
+    if picture.orientation != 1 and format == "BMP":
+        raise ImageError("BMP does not keep which way a picture is turned: choose PNG or TIFF")
 
 
 def _samples(picture: Picture) -> np.ndarray:
@@ -577,6 +585,8 @@ def _encode_by_pillow(picture: Picture, format: str) -> bytes:
     }
     file = io.BytesIO()
     samples = picture.pixels if picture.alpha is None else _samples(picture)
+    if format == "WEBP" and (picture.icc or b"")[16:20] == b"GRAY":  # of grey, which WebP does not hold
+        picture = replace(picture, icc=None)
     Image.fromarray(samples).save(file, format, **settings.get(format, {}), **pillow_metadata(picture))
     return file.getvalue()
 

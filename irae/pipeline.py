@@ -641,15 +641,16 @@ def _target(source: Path, place: Path, format: str | None) -> Path:
 
 
 def _apart(jobs: list[Job]) -> list[Job]:
-    """Targets that meet (also on a file system that ignores case) get the whole name of their input."""
-    count = Counter(_place(job) for job in jobs)
-    return [
-        replace(job, target=job.target.with_name(job.source.name + job.target.name.removeprefix(job.source.stem)))
-        if count[_place(job)] > 1 and job.source.suffix != job.target.suffix
-        else job
-        for job in jobs
-    ]
-
-
-def _place(job: Job) -> str:
-    return str(job.target).casefold()
+    """Targets that meet (also on a file system that ignores case) get the whole name of their input; once more, where
+    there is an input that has such a name.
+    """
+    for place in (str.casefold, str):
+        places = [place(str(job.target)) for job in jobs]
+        count = Counter(places)
+        jobs = [
+            replace(job, target=job.target.with_name(job.source.name + job.target.name.removeprefix(job.source.stem)))
+            if count[where] > 1 and job.source.suffix != job.target.suffix
+            else job
+            for job, where in zip(jobs, places, strict=True)
+        ]
+    return jobs

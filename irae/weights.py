@@ -197,7 +197,7 @@ def _info(path: Path, header: dict[str, str]) -> WeightsInfo:
     except (TypeError, ValueError) as error:
         raise WeightsError(f"The header of {path} is damaged or of another version of irae.") from error
     card = path.with_suffix(".md")
-    return WeightsInfo(path.stem, path, config, facts, card.read_text() if card.is_file() else "")
+    return WeightsInfo(path.stem, path, config, facts, card.read_text("utf-8", "replace") if card.is_file() else "")
 
 
 def _digest(header: dict[str, str], tensors: dict[str, Tensor]) -> str:

@@ -201,6 +201,18 @@ def test_output_may_lie_above_the_input(folder: Path) -> None:
     assert {job.target for job in jobs} == {folder.parent / f"{number}.png" for number in range(8)}
 
 
+def test_a_name_that_keeps_results_apart_may_be_taken(tmp_path: Path, photo: NDArray[Any]) -> None:
+    for name in ("a.jpg", "a.png", "a.jpg.png"):
+        write_image(tmp_path / name, Picture(photo))
+    jobs = plan([tmp_path])
+    check_outputs(jobs, Settings())
+    assert {job.source.name: job.target.name for job in jobs} == {
+        "a.jpg": "a.jpg.jpg.png",
+        "a.png": "a.png",
+        "a.jpg.png": "a.jpg.png",
+    }
+
+
 def test_names_that_differ_in_case_alone_keep_apart(tmp_path: Path, photo: NDArray[Any]) -> None:
     for name in ("a.png", "A.png"):
         write_image(tmp_path / name, Picture(photo))

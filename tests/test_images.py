@@ -187,6 +187,20 @@ def test_what_a_format_cannot_hold(format, dtype, channels, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_bmp_takes_no_picture_that_a_viewer_turns():
+    exif = Image.Exif()
+    exif[274] = 6
+    turned = picture(np.uint8, 3, exif=exif.tobytes().removeprefix(b"Exif\0\0"))
+    assert turned.orientation == 6
+    with pytest.raises(ImageError, match="turned"):
+        encode_image(turned, "BMP")
+
+
+def test_webp_keeps_no_profile_of_grey():
+    for channels, profile, kept in ((1, ICC[:16] + b"GRAY" + ICC[20:], None), (3, ICC, ICC)):
+        assert read_image(encode_image(picture(np.uint8, channels, icc=profile), "WEBP")).icc == kept
+
+
 @pytest.mark.parametrize("format", ["JPEG", "WEBP"])
 def test_sides_too_long_for_a_format(format):
     with pytest.raises(ImageError, match="choose PNG"):

@@ -5,8 +5,8 @@ A new block is one class with the contract of `reversible.Invertible` and one li
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from irae.models.lipschitz import LipschitzBlock
 from irae.models.ode import HamiltonianBlock, LeapfrogBlock, MidpointBlock
 from irae.models.rectifier import RectifierBlock
 from irae.models.reversible import Chain, HalfStep, Invertible, match_size, required
+
+Entry = TypeVar("Entry")
 
 
 class Subnet(nn.Module):
@@ -303,7 +305,7 @@ def build_block(name: str, channels: int, **options: Any) -> Invertible:
         raise IraeError(f"The block {name!r} does not take these options: {error}.") from error
 
 
-def lookup(registry: dict[str, Callable[..., Any]], name: str, kind: str) -> Callable[..., Any]:
+def lookup(registry: Mapping[str, Entry], name: str, kind: str) -> Entry:
     """The entry of a registry, or an IraeError that lists the names there are."""
     if name not in registry:
         raise IraeError(f"There is no {kind} named {name!r}; choose one of {', '.join(sorted(registry))}.")

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -14,10 +14,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
+from irae.conditions import CONDITION_CHANNELS
 from irae.degrade import NOISES
 from irae.errors import IraeError
 from irae.masks import MASKS
 from irae.models.baselines import Config, config_class
+from irae.models.blocks import lookup
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": nn.functional.l1_loss,
@@ -75,9 +77,7 @@ class NoiseMix:
     files: float = 0.5
 
     def __post_init__(self) -> None:
-        shares = self.shares.values()
-        if not set(self.shares) <= set(NOISES) or min(shares, default=0) < 0 or sum(shares) <= 0:
-            raise ValueError(f"Noise shares are not negative, not all 0, and of: {', '.join(NOISES)}.")
+        _check_shares(self.shares, NOISES, "Noise")
         if len(self.sigma) != 2 or not 0 <= self.sigma[0] <= self.sigma[1] <= 255:
             raise ValueError("The noise levels are two, the lower first, between 0 and 255.")
 
@@ -122,9 +122,13 @@ class MaskMix:
     shares: dict[str, float] = field(default_factory=lambda: dict.fromkeys(MASKS, 1.0))
 
     def __post_init__(self) -> None:
-        shares = self.shares.values()
-        if not set(self.shares) <= set(MASKS) or min(shares, default=0) < 0 or sum(shares) <= 0:
-            raise ValueError(f"Mask shares are not negative, not all 0, and of: {', '.join(MASKS)}.")
+        _check_shares(self.shares, MASKS, "Mask")
+
+
+def _check_shares(shares: Mapping[str, float], known: Collection[str], what: str) -> None:
+    values = shares.values()
+    if not (shares.keys() <= set(known) and all(0 <= share < math.inf for share in values) and any(values)):
+        raise ValueError(f"{what} shares are not negative, not all 0, and of: {', '.join(known)}.")
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,9 @@ class Recipe:
             raise ValueError("A recipe has at least one stage, and its seed is not negative.")
         if self.model.task != "inpaint" and any(stage.masks for stage in self.stages):
             raise ValueError("A stage has masks only where the task is inpainting.")
+        channels = lookup(CONDITION_CHANNELS, self.model.task, "task")
+        if self.model.cond not in (0, channels):
+            raise ValueError(f"The task {self.model.task!r} has cond = {channels}.")
         if self.model.image_channels != 3:
             raise ValueError("Networks are trained on RGB: image_channels is 3.")
 
@@ -283,8 +290,12 @@ def _build(kind: Any, value: Any) -> Any:
         if not isinstance(value, list):
             raise ValueError(f"{value!r} should be a list.")
         return tuple(_build(get_args(kind)[0], item) for item in value)
+    if get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{value!r} should be a table.")
+        return {key: _build(get_args(kind)[1], item) for key, item in value.items()}
     if kind is float and isinstance(value, int):
         return float(value)
-    if isinstance(kind, type) and not isinstance(value, kind):
+    if isinstance(kind, type) and kind is not Any and not isinstance(value, kind):
         raise ValueError(f"{value!r} should be of type {kind.__name__}.")
     return value

@@ -26,7 +26,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from irae.degrade import to_8bit
-from irae.images import make_folder, write_bytes
+from irae.images import write_bytes
+from irae.journal import FolderLock
 from irae.models.baselines import Network, build_network
 from irae.models.irae import IRAE, IRAEConfig
 from irae.runner import cores
@@ -93,12 +94,13 @@ def train(
     if options.resume and run.checkpoint.exists():
         run.resume()
     elif existing := [path for path in (run.checkpoint, run.weights, run.table) if path.exists()]:
+        if options.resume:
+            raise RecipeError(f"{run.checkpoint} is missing beside {existing[0].name}: give another --output.")
         raise RecipeError(f"{existing[0]} exists: give --resume to go on with a run, or another --output.")
     training, held_out = load_training_images(recipe.data, root)
-    make_folder(folder)
     batches = PatchBatches(recipe, training)
     metrics = run.metrics
-    with _progress(recipe) as bar:
+    with FolderLock(folder), _progress(recipe) as bar:
         task = bar.add_task(recipe.name, total=recipe.steps, completed=run.step, quality="")
         for batch in run.loader(batches):
             run.update(batch)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +82,13 @@ def test_a_folder_is_mirrored_and_a_bad_file_stops_nothing(irae: Run, tmp_path: 
     assert names(tmp_path / "in.restored") == {"a.png", "b.jpg.png", "b.png", "c.tif"} | kept
     assert irae(folder, "-o", tmp_path / "out", "--recursive", "--format", "png").code == 1
     assert "sub/d.png" in names(tmp_path / "out")
+
+
+def test_a_second_run_on_one_image_says_that_it_was_done(irae: Run, tmp_path: Path, photo: NDArray[Any]) -> None:
+    (tmp_path / "in").mkdir()
+    write_image(tmp_path / "in" / "a.png", Picture(photo))
+    assert irae(tmp_path / "in").err == ""
+    assert irae(tmp_path / "in").err == "0 of 1 images restored; 1 skipped: unchanged.\n"
 
 
 def test_a_second_run_does_only_what_is_left(irae: Run, tmp_path: Path, photo: NDArray[Any]) -> None:
@@ -351,6 +360,9 @@ def test_degrade_depends_on_name_and_seed(run: Run, noisy: Path, tmp_path: Path)
 
 
 def test_demo_restores_and_draws(run: Run, tmp_path: Path) -> None:
+    for wrong in ("nowhere", "jpeg"):
+        assert run("demo", "-o", tmp_path / "demo", "--model", wrong).code == 2
+    assert names(tmp_path) == set()
     result = run("demo", "-o", tmp_path / "demo")
     assert result.code == 0
     assert names(tmp_path / "demo") == {
@@ -500,3 +512,21 @@ def test_an_interrupted_training_goes_on_from_its_last_step(run: Run, noisy: Pat
     done = torch.load(checkpoint)["step"]
     assert run(*arguments, "--resume", "--max-minutes", "0").code == 0
     assert torch.load(checkpoint)["step"] == done + 1
+
+
+def test_a_training_stopped_in_its_last_step_is_finished(
+    run: Run, noisy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe(tmp_path / "tiny.toml", noisy)
+    monkeypatch.setattr(cli, "_interruptible", lambda stop, notice: contextlib.nullcontext(stop()))
+    stopped = run("train", recipe, "-o", tmp_path / "run", "--precision", "fp32")
+    assert stopped.code == 130 and "1 of 2 steps" in stopped.err
+    finished = run("train", recipe, "-o", tmp_path / "run", "--precision", "fp32", "--resume")
+    assert finished.code == 0 and "Stopped" not in finished.err
+
+
+def test_a_card_in_another_encoding_is_read_as_far_as_it_goes(run: Run, weights_file: Path, tmp_path: Path) -> None:
+    shutil.copy(weights_file, tmp_path / "x.safetensors")
+    (tmp_path / "x.md").write_bytes("# Größe".encode("latin-1"))
+    result = run("info", tmp_path / "x.safetensors")
+    assert result.code == 0 and "Gr" in result.out

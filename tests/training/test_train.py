@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from irae.images import Picture, write_image
+from irae.journal import FolderLock, JournalError
 from irae.models.baselines import BaselineConfig
 from irae.models.irae import IRAE
 from irae.training.data import PatchBatches, load_training_images
@@ -58,7 +59,10 @@ def test_a_broken_run_goes_on_exactly(folder: Path) -> None:
             train(recipe(folder), broken, options=options)
         (folder / left).write_bytes(b"")
         with pytest.raises(RecipeError, match=left):
-            train(recipe(folder), folder, options=dataclasses.replace(options, resume=left != "checkpoint.pt"))
+            train(recipe(folder), folder, options=options)
+        if left != "checkpoint.pt":
+            with pytest.raises(RecipeError, match=f"checkpoint.pt is missing beside {left}"):
+                train(recipe(folder), folder, options=dataclasses.replace(options, resume=True))
         (folder / left).unlink()
     resumed = dataclasses.replace(options, resume=True)
     last = train(recipe(folder), broken, options=resumed)
@@ -66,6 +70,12 @@ def test_a_broken_run_goes_on_exactly(folder: Path) -> None:
     assert log(broken) == log(whole) and [row["step"] for row in log(whole)] == ["2", "4", "6", "8"]
     end = [load_model(path / "tiny.safetensors").state_dict() for path in (whole, broken)]
     assert all(torch.equal(end[0][name], end[1][name]) for name in end[0])
+
+
+def test_two_runs_do_not_share_a_folder(folder: Path) -> None:
+    with FolderLock(folder / "run"), pytest.raises(JournalError, match="Another run"):
+        train(recipe(folder), folder / "run", options=Options(precision="fp32", workers=0))
+    assert not list((folder / "run").iterdir())
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +206,18 @@ def test_every_task_trains(folder: Path, task: str) -> None:
         'name = "x"',
         'name = "x"\nstages = []\n[model]\nwidth = 3\n[data]\nsets = []',
         "seed = 'one'",
+        *(
+            f'name = "x"\nstages = [{{ steps = 1, batch = 1, patch = 8 }}]\n{wrong}\n[data]\nsets = []'
+            for wrong in (
+                "[model]\n[noise]\nshares = 5",
+                "[model]\n[noise]\nshares = { gaussian = nan }",
+                "[model]\n[noise]\nshares = { gaussian = 'much' }",
+                "[model]\n[masks]\nshares = [1]",
+                '[model]\ntask = "inpaint"',
+                '[model]\ntask = "derain"',
+                "[model]\nblocks = [0]",
+            )
+        ),
         'name = "x"\nstages = [{ steps = 1, batch = 1, patch = 8, masks = 3 }]\n[model]\n[data]\nsets = []',
     ],
 )
