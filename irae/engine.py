@@ -349,8 +349,11 @@ def _missing(picture: Picture, mask: str | Path | Pixels, name: str) -> NDArray[
         return np.asarray((pixels == colour).all(-1))
     assert isinstance(mask, Path)
     height, width = picture.pixels.shape[:2]
-    shades = read_image(mask_of(mask, name), max_pixels=max(MAX_PIXELS, height * width)).pixels
+    path = mask_of(mask, name)
+    shades = read_image(path, max_pixels=max(MAX_PIXELS, height * width)).pixels
     top = np.iinfo(shades.dtype).max
+    if 0 < shades.max() <= top // 2:
+        raise OptionError(f"{printable(path)} marks nothing as missing: that is white, {top}, not {shades.max()}.")
     return np.asarray((shades if shades.ndim == 2 else shades.max(2)) > top // 2)
 
 

@@ -235,3 +235,15 @@ def test_the_size_chooses_the_weights(
     assert small.weights_digest("jpeg") == best.weights_digest("jpeg")  # which has one size
     assert best.restorer("photo").model.config.blocks == (2,)
     assert small.weights_digest("auto") == best.weights_digest("auto") == small.weights_digest("photo")
+
+
+def test_a_mask_without_white_is_refused_unless_it_is_black(
+    engines: dict[str, Engine], photo: Pixels, tmp_path: Path
+) -> None:
+    """Files of zeros and ones look black, and are taken for masks that mark nothing."""
+    ones = np.eye(*photo.shape[:2], dtype=np.uint8)
+    write_image(tmp_path / "ones.png", Picture(ones))
+    write_image(tmp_path / "black.png", Picture(0 * ones))
+    assert engines["inpaint"].plan(Picture(photo), Wishes(mask=tmp_path / "black.png")).steps == ()
+    with pytest.raises(IraeError, match=r"ones\.png marks nothing .* 255, not 1"):
+        engines["inpaint"].plan(Picture(photo), Wishes(mask=tmp_path / "ones.png"))
