@@ -71,8 +71,12 @@ class Picture:
 
     @property
     def orientation(self) -> int:
-        """How EXIF says that a viewer flips and turns the pixels (TIFF 6.0, tag 274), 1 to 8; 1: not at all."""
-        return int(_load_exif(self.exif).get(_ORIENTATION, 1))
+        """How EXIF says that a viewer flips and turns the pixels (TIFF 6.0, tag 274), 1 to 8; 1: not at all.
+
+        Where it says anything else, 1.
+        """
+        orientation = _load_exif(self.exif).get(_ORIENTATION, 1)
+        return orientation if orientation in range(1, 9) else 1
 
     @property
     def upright(self) -> np.ndarray:

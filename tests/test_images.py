@@ -1,6 +1,7 @@
 """Tests of irae.images: what is read is what other programs wrote, what is written is read back bit by
 bit, and what is damaged is refused."""
 
+import contextlib
 import errno
 import io
 import os
@@ -189,11 +190,12 @@ def test_what_a_format_cannot_hold(format, dtype, channels, tmp_path):
 
 def test_bmp_takes_no_picture_that_a_viewer_turns():
     exif = Image.Exif()
-    exif[274] = 6
-    turned = picture(np.uint8, 3, exif=exif.tobytes().removeprefix(b"Exif\0\0"))
-    assert turned.orientation == 6
-    with pytest.raises(ImageError, match="turned"):
-        encode_image(turned, "BMP")
+    for said, meant in ((6, 6), (9, 1)):
+        exif[274] = said
+        turned = picture(np.uint8, 3, exif=exif.tobytes().removeprefix(b"Exif\0\0"))
+        assert turned.orientation == meant
+        with pytest.raises(ImageError, match="turned") if meant > 1 else contextlib.nullcontext():
+            encode_image(turned, "BMP")
 
 
 def test_webp_keeps_no_profile_of_grey():
