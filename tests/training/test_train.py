@@ -249,7 +249,7 @@ def test_a_training_starts_from_weights(folder: Path, weights_file: Path) -> Non
     start, end = (load_model(path).state_dict() for path in (weights_file, folder / "run" / "tiny.safetensors"))
     for name, values in start.items():
         torch.testing.assert_close(end[name], values, rtol=1e-3, atol=1e-6)
-    for changes in ({"blocks": (0,)}, {"channels": (20,)}):
+    for changes in ({"block": "affine"}, {"channels": (20,)}):
         other = recipe(folder, start=str(weights_file), model=dataclasses.replace(SMALL, **changes))
         with pytest.raises(RecipeError, match="another network"):
             train(other, folder / "other", options=Options(precision="fp32", workers=0))
