@@ -570,7 +570,7 @@ def _check_writable(picture: Picture, format: str) -> None:
         raise ImageError(f"a 16-bit picture does not fit in {format}: choose PNG or TIFF")
     if alpha is not None and format in ("JPEG", "BMP"):
         raise ImageError(f"a picture with an alpha channel does not fit in {format}: choose PNG or TIFF")
-    if picture.orientation != 1 and format == "BMP":
+    if format == "BMP" and picture.orientation != 1:
         raise ImageError("BMP does not keep which way a picture is turned: choose PNG or TIFF")
 
 

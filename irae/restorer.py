@@ -24,7 +24,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from irae.conditions import fill_holes, jpeg_condition, noise_condition
+from irae.conditions import CONDITION_CHANNELS, fill_holes, jpeg_condition, noise_condition
 from irae.degrade import as_rgb
 from irae.errors import IraeError
 from irae.jpeg import JpegTables
@@ -35,7 +35,7 @@ from irae.weights import load_model
 
 Pixels = NDArray[Any]
 
-TASKS = ("denoise", "photo", "jpeg", "inpaint")
+TASKS = tuple(CONDITION_CHANNELS)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", "fp32", *DTYPES)
 DEVICES = ("auto", "cpu", "cuda", "mps")

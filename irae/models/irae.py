@@ -67,8 +67,8 @@ class IRAEConfig:
         object.__setattr__(self, "blocks", tuple(self.blocks))
         if not self.channels or len(self.channels) != len(self.blocks):
             raise IraeError("`channels` and `blocks` need one entry for each level.")
-        if min(self.blocks) < 1:
-            raise IraeError("Each level has at least one block.")
+        if min(self.blocks) < 0:
+            raise IraeError("The number of blocks of a level is not negative.")
         for name in (self.lift, self.squeeze):
             if name not in RESAMPLERS:
                 raise IraeError(f"There is no squeeze named {name!r}; choose one of {', '.join(RESAMPLERS)}.")

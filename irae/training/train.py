@@ -129,6 +129,8 @@ class Run:
         self.model = build_network(recipe.model, recipe.memory_free)
         if recipe.start:
             start_from(self.model, load_network(recipe.start))
+        if next(self.model.parameters(), None) is None:
+            raise RecipeError("The network has no weights to train: give it blocks or a stem.")
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.model, dynamic=False) if options.compile else self.model
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimiser.average))

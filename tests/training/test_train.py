@@ -72,6 +72,11 @@ def test_a_broken_run_goes_on_exactly(folder: Path) -> None:
     assert all(torch.equal(end[0][name], end[1][name]) for name in end[0])
 
 
+def test_a_network_without_weights_is_not_trained(folder: Path) -> None:
+    with pytest.raises(RecipeError, match="no weights to train"):
+        train(recipe(folder, model=dataclasses.replace(SMALL, blocks=(0,))), folder / "run")
+
+
 def test_two_runs_do_not_share_a_folder(folder: Path) -> None:
     with FolderLock(folder / "run"), pytest.raises(JournalError, match="Another run"):
         train(recipe(folder), folder / "run", options=Options(precision="fp32", workers=0))
@@ -215,7 +220,7 @@ def test_every_task_trains(folder: Path, task: str) -> None:
                 "[model]\n[masks]\nshares = [1]",
                 '[model]\ntask = "inpaint"',
                 '[model]\ntask = "derain"',
-                "[model]\nblocks = [0]",
+                "[model]\nblocks = [-1]",
             )
         ),
         'name = "x"\nstages = [{ steps = 1, batch = 1, patch = 8, masks = 3 }]\n[model]\n[data]\nsets = []',
@@ -249,7 +254,7 @@ def test_a_training_starts_from_weights(folder: Path, weights_file: Path) -> Non
     start, end = (load_model(path).state_dict() for path in (weights_file, folder / "run" / "tiny.safetensors"))
     for name, values in start.items():
         torch.testing.assert_close(end[name], values, rtol=1e-3, atol=1e-6)
-    for changes in ({"block": "affine"}, {"channels": (20,)}):
+    for changes in ({"blocks": (0,)}, {"channels": (20,)}):
         other = recipe(folder, start=str(weights_file), model=dataclasses.replace(SMALL, **changes))
         with pytest.raises(RecipeError, match="another network"):
             train(other, folder / "other", options=Options(precision="fp32", workers=0))
