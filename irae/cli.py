@@ -151,8 +151,8 @@ def restore(
         str | None,
         typer.Option(
             "--mask",
-            help="Fill what is missing: a mask file (white = missing), a folder of masks named as the inputs, or "
-            "'alpha' (transparent = missing).",
+            help="Fill what is missing: a mask file (white = missing), a folder of masks named as the inputs, in the "
+            "same sub-folders or in none, or 'alpha' (transparent = missing).",
         ),
     ] = None,
     mask_color: Annotated[
@@ -375,7 +375,7 @@ def _report(outcome: Outcome, as_json: bool, explain: bool) -> None:
         if not as_json:
             way = f"{printable(job.source)} -> {printable(job.target)}"
             out.print(f"{way}  ({outcome.seconds:.1f} s)", markup=False)
-            for sentence in outcome.found if explain else ():
+            for sentence in outcome.found if explain or not outcome.tasks else ():  # why nothing was done, in any case
                 out.print(f"  {sentence}", markup=False)
             for path in outcome.written[1:]:
                 out.print(f"  and {printable(path)}", markup=False)

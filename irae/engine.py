@@ -317,7 +317,7 @@ def _inpaint(picture: Picture, mask: str | Path | Pixels, name: str) -> Plan:
         picture = replace(picture, alpha=_filled_alpha(picture.alpha, missing))
     share = missing.mean()
     if not share:
-        return Plan((), ("nothing is missing",), picture)
+        return Plan((), ("Nothing is marked as missing: nothing to do.",), picture)
     found = f"{100 * share:.1f} % of the pixels are missing: inpainting"
     return Plan((Step("inpaint", Hints(mask=missing)),), (found,), picture)
 

@@ -135,12 +135,14 @@ class Job:
         target: its suffix is the format that is written.
         root: the folder of results whose journal tells of it; None where the result lies alone or beside the input.
         skip: why it is left out; empty where it is not.
+        inside: the sub-folder of the input that the file lies in.
     """
 
     source: Path
     target: Path
     root: Path | None = None
     skip: str = ""
+    inside: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,15 @@ def _masks(wishes: Wishes) -> list[Path]:
     """The files that masks may be read from."""
     if not isinstance(wishes.mask, Path):
         return []
-    return list(wishes.mask.iterdir()) if wishes.mask.is_dir() else [wishes.mask]
+    return list(wishes.mask.rglob("*")) if wishes.mask.is_dir() else [wishes.mask]
+
+
+def _wishes(job: Job, settings: Settings) -> Wishes:
+    """The wishes for one file: where the folder of masks has the sub-folder that the file lies in, masks are there."""
+    wishes = settings.wishes
+    if isinstance(wishes.mask, Path) and (masks := wishes.mask / job.inside).is_dir():
+        return replace(wishes, mask=masks)
+    return wishes
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -350,12 +360,13 @@ def _restore(job: Job, data: bytes, engine: Engine, settings: Settings) -> tuple
     """The content of the files to write, the image last; what was done; and the number of pixels."""
     format = file_format(job.target).upper()
     picture = read_image(data, max_pixels=settings.max_pixels, name=printable(job.source))
-    plan = engine.plan(picture, settings.wishes, data, str(job.source))
+    wishes = _wishes(job, settings)
+    plan = engine.plan(picture, wishes, data, str(job.source))
     contents: dict[Path, bytes] = {}
     if settings.keep_rest:
-        pixels, contents[rest_path(job.target)] = engine.run_with_rest(plan, settings.wishes)
+        pixels, contents[rest_path(job.target)] = engine.run_with_rest(plan, wishes)
     else:
-        pixels = engine.run(plan, settings.wishes)
+        pixels = engine.run(plan, wishes)
     restored = replace(plan.picture, pixels=pixels)
     if settings.compare:
         both = Picture(side_by_side({"input": picture.upright, "restored": restored.upright}))
@@ -514,7 +525,7 @@ def _outputs(job: Job, settings: Settings) -> tuple[Path, ...]:
 
 def _options(job: Job, engine: Engine, settings: Settings) -> dict[str, Any]:
     """What is asked for, in plain values, a mask as the digest of its content."""
-    wishes = engine.settle(settings.wishes)
+    wishes = engine.settle(_wishes(job, settings))
     options = {**vars(wishes), "keep_rest": settings.keep_rest, "compare": settings.compare}
     options["precision"] = engine.precision
     if isinstance(wishes.mask, np.ndarray):
@@ -598,7 +609,8 @@ def _jobs(path: Path, output: Path | None, recursive: bool, format: str | None, 
         place = source.resolve()
         if resolved.is_relative_to(results) or not place.is_relative_to(results):
             skip = "" if place.is_relative_to(resolved) else "a link that leads out of the folder is not followed"
-            jobs.append(Job(source, _target(source, folder / source.relative_to(path), format), folder, skip))
+            inside = source.relative_to(path)
+            jobs.append(Job(source, _target(source, folder / inside, format), folder, skip, inside.parent))
     if not jobs:
         raise OptionError(f"The folder {printable(path)} holds no images{'' if recursive else ' (try --recursive)'}.")
     return jobs

@@ -40,6 +40,34 @@ def test_holes_that_degrade_makes_are_filled(run: Run, clean: Path, task_weights
     assert np.array_equal(restored[~mask], read_image(clean).pixels[~mask]) and restored[mask].any()
 
 
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_masks_lie_as_the_pictures_do_or_in_one_place(
+    run: Run, tmp_path: Path, photo: NDArray[Any], task_weights: dict[str, Path], mirrored: bool
+) -> None:
+    masks, holes = tmp_path / "masks", {}
+    for number, place in enumerate(("one", "two")):
+        name = "photo.png" if mirrored else f"{place}.png"
+        holes[f"{place}/{name}"] = np.zeros(photo.shape[:2], np.bool_)
+        holes[f"{place}/{name}"][40 * number : 40 * number + 20] = True
+        for folder, pixels in ((tmp_path / "in", photo), (masks, holes[f"{place}/{name}"].astype(np.uint8) * 255)):
+            path = folder / name if folder == masks and not mirrored else folder / place / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_image(path, Picture(pixels))
+    command = ("restore", tmp_path / "in", "-r", "--mask", masks, "--model", task_weights["inpaint"])
+    assert run(*command).code == 0
+    for name, mask in holes.items():
+        changed = (read_image(tmp_path / "in.restored" / name).pixels != photo).any(2)
+        assert changed[mask].any() and not changed[~mask].any()
+    before = {path: path.read_bytes() for path in masks.rglob("*.png")}
+    assert run(*command, "-o", masks, "--overwrite").code == (2 if mirrored else 0)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_why_nothing_was_done_is_said_unasked(run: Run, clean: Path, task_weights: dict[str, Path]) -> None:
+    result = run("restore", clean, "--mask-color", "#ff00ff", "--model", task_weights["inpaint"])
+    assert result.code == 0 and "Nothing is marked as missing" in result.out
+
+
 @pytest.mark.parametrize(("subsampling", "sampling"), [("4:2:0", (2, 2)), ("4:4:4", (1, 1))])
 def test_a_jpeg_that_degrade_makes_is_restored(
     run: Run, clean: Path, task_weights: dict[str, Path], subsampling: str, sampling: tuple[int, int]
