@@ -1,12 +1,13 @@
 """Reads and writes image files without touching what is not restored.
 
-Pixels stay in their stored orientation; the alpha channel, the EXIF block and the ICC profile are kept.
+Pixels stay in their stored orientation; alpha, the EXIF block, the ICC profile and the resolution in dpi are kept.
 """
 
 import errno
 import functools
 import io
 import logging
+import math
 import os
 import secrets
 import struct
@@ -39,6 +40,8 @@ _STARTS = {_PNG_START: "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"II*\0": "
 _STARTS |= {b"II+\0": "TIFF", b"MM\0+": "TIFF"}  # BigTIFF
 _EXIF_START = b"Exif\0\0"
 _ORIENTATION, _EXTRA_SAMPLES, _ICC = 274, 338, 34675
+_RESOLUTION = (282, 283, 296)  # across, down, and their unit: 2 an inch, 3 a centimetre
+_INCH = 0.0254  # metres
 # The TIFF tags that describe the photograph, while the others describe how its pixels are stored:
 # description, make, model, orientation, resolution x 3, software, date, artist, copyright, EXIF, GPS.
 _DESCRIPTIVE = frozenset({270, 271, 272, _ORIENTATION, 282, 283, 296, 305, 306, 315, 33432, 34665, 34853})
@@ -60,6 +63,7 @@ class Picture:
     alpha: (H, W) of the same dtype, straight (not premultiplied), or None.
     format: that of the file it was read from; lossy: JPEG, or WebP that is not lossless.
     exif: the EXIF block, from its TIFF header on (no "Exif" prefix); icc: the ICC profile.
+    dpi: pixels per inch, across and down, 1 to 65,535: how large it is printed.
     """
 
     pixels: np.ndarray
@@ -68,6 +72,7 @@ class Picture:
     lossy: bool = False
     exif: bytes | None = None
     icc: bytes | None = None
+    dpi: tuple[float, float] | None = None
 
     @property
     def orientation(self) -> int:
@@ -185,8 +190,15 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise ImageError(f"has {width} x {height} pixels, over the limit of {max_pixels}: cut or shrink it")
 
 
-def _picture(samples: np.ndarray, format: str, exif: bytes | None, icc: bytes | None, lossy: bool = False) -> Picture:
-    """The Picture of (H, W) or (H, W, 1 to 4) samples: grey, grey + alpha, RGB or RGBA."""
+def _picture(
+    samples: np.ndarray,
+    format: str,
+    exif: bytes | None,
+    icc: bytes | None,
+    lossy: bool = False,
+    dpi: tuple[float, float] | None = None,
+) -> Picture:
+    """The Picture of (H, W) or (H, W, 1 to 4) samples: grey, grey + alpha, RGB or RGBA; its dpi by default EXIF's."""
     samples = samples.reshape(*samples.shape[:2], -1)
     channels = samples.shape[2]
     pixels = np.ascontiguousarray(samples[..., :3] if channels > 2 else samples[..., 0])
@@ -195,7 +207,23 @@ def _picture(samples: np.ndarray, format: str, exif: bytes | None, icc: bytes | 
         exif = exif[len(_EXIF_START) :]
     exif = exif if len(_load_exif(exif)) else None
     icc = icc if icc and icc[36:40] == b"acsp" and int.from_bytes(icc[:4], "big") <= len(icc) else None
-    return Picture(pixels, alpha, format, lossy, exif, icc)
+    return Picture(pixels, alpha, format, lossy, exif, icc, _sensible(dpi) or _exif_dpi(exif))
+
+
+def _sensible(dpi: Any) -> tuple[float, float] | None:
+    """Two numbers that every format holds, or None."""
+    across, down = dpi or (0, 0)
+    return (across, down) if 1 <= across <= 0xFFFF and 1 <= down <= 0xFFFF else None
+
+
+def _exif_dpi(block: bytes | None) -> tuple[float, float] | None:
+    exif = _load_exif(block)
+    try:
+        across, down, unit = (float(exif.get(tag, 2 if tag == 296 else 0)) for tag in _RESOLUTION)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    scale = 1.0 if unit == 2 else 100 * _INCH if unit == 3 else math.nan
+    return _sensible((across * scale, down * scale))
 
 
 def _load_exif(block: bytes | None) -> Any:
@@ -234,8 +262,10 @@ def _read_by_pillow(data: bytes, max_pixels: int, format: str) -> Picture:
         _check_size(width, height, max_pixels)
     image = _pillow_image(io.BytesIO(data), format)
     _check_size(image.width, image.height, max_pixels)
-    samples = _pillow_samples(image)
-    return _picture(samples, format, image.info.get("exif"), image.info.get("icc_profile"), lossy)
+    samples, facts = _pillow_samples(image), image.info
+    told = format == "BMP" or facts.get("jfif_unit") in (1, 2)  # elsewhere it is EXIF's, or made up
+    dpi = facts.get("dpi") if told else None
+    return _picture(samples, format, facts.get("exif"), facts.get("icc_profile"), lossy, dpi)
 
 
 def _pillow_image(file: IO[bytes], format: str) -> Any:
@@ -306,8 +336,8 @@ def _read_png(data: bytes, max_pixels: int) -> Picture:
         samples = samples[..., [0, -1]]  # OpenCV repeats the grey three times
     if colour in (0, 2) and b"tRNS" in chunks:
         samples = np.dstack([samples, _keyed_alpha(samples, chunks[b"tRNS"][0], depth)])
-    exif, profile = chunks.get(b"eXIf", [b""])[0], chunks.get(b"iCCP", [b""])[0]
-    return _picture(samples, "PNG", exif, _png_profile(profile))
+    exif, profile, size = (chunks.get(kind, [b""])[0] for kind in (b"eXIf", b"iCCP", b"pHYs"))
+    return _picture(samples, "PNG", exif, _png_profile(profile), dpi=_png_dpi(size))
 
 
 def _png_chunks(data: bytes) -> dict[bytes, list[Any]]:
@@ -351,6 +381,11 @@ def _png_profile(body: bytes) -> bytes | None:
     except zlib.error:
         return None
     return profile if inflater.eof else None
+
+
+def _png_dpi(body: bytes) -> tuple[float, float] | None:
+    across, down, unit = struct.unpack(">IIB", body) if len(body) == 9 else (0, 0, 0)
+    return (across * _INCH, down * _INCH) if unit == 1 else None  # 0: the shape of a pixel alone
 
 
 def _keyed_alpha(samples: np.ndarray, key: bytes, depth: int) -> np.ndarray:
@@ -467,7 +502,7 @@ def encode_image(picture: Picture, format: str) -> bytes:
     PNG, TIFF (not compressed), BMP and WebP are lossless, though WebP makes RGB of grey; JPEG has
     quality 95 and full colour resolution. The EXIF block is written byte for byte, except in TIFF,
     which takes its descriptive tags with the EXIF and GPS tables, and in BMP, which holds no metadata.
-    A grey ICC profile is left out of WebP.
+    A grey ICC profile is left out of WebP, which has no place for dpi either.
 
     Raises ImageError when the format cannot hold the picture: 16 bits elsewhere than in PNG and TIFF,
     alpha in JPEG or BMP, an orientation in BMP, sides too long.
@@ -596,9 +631,10 @@ def _encode_by_pillow(picture: Picture, format: str) -> bytes:
 
 
 def pillow_metadata(picture: Picture) -> dict[str, Any]:
-    """The EXIF block ("exif") and the ICC profile ("icc_profile") that a picture has, as Pillow's writers take them."""
-    exif = {"exif": _EXIF_START + picture.exif} if picture.exif else {}
-    return exif | ({"icc_profile": picture.icc} if picture.icc else {})
+    """EXIF block ("exif"), ICC profile ("icc_profile") and "dpi", those that a picture has, for Pillow's writers."""
+    exif = _EXIF_START + picture.exif if picture.exif else None
+    metadata = {"exif": exif, "icc_profile": picture.icc, "dpi": picture.dpi}
+    return {key: value for key, value in metadata.items() if value}
 
 
 def _encode_png16(picture: Picture) -> bytes:
@@ -616,6 +652,8 @@ def _encode_png16(picture: Picture) -> bytes:
         parts += _png_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc))
     if picture.exif:
         parts += _png_chunk(b"eXIf", picture.exif)
+    if picture.dpi:
+        parts += _png_chunk(b"pHYs", struct.pack(">IIB", *(round(dots / _INCH) for dots in picture.dpi), 1))
     parts += [*_png_chunk(b"IDAT", zlib.compress(filtered.tobytes())), *_png_chunk(b"IEND")]
     return b"".join(parts)
 
@@ -631,5 +669,7 @@ def _encode_tiff(picture: Picture) -> bytes:
     exif.update({273: 0, 278: height, 279: samples.nbytes})  # one strip, which Pillow puts after the tags
     exif.update({} if picture.alpha is None else {_EXTRA_SAMPLES: 2})
     exif.update({_ICC: picture.icc} if picture.icc else {})
+    if picture.dpi and picture.dpi != _exif_dpi(picture.exif):
+        exif.update(zip(_RESOLUTION, (*picture.dpi, 2), strict=True))
     stored = samples.astype(samples.dtype.newbyteorder(exif.endian))
     return exif.tobytes()[len(_EXIF_START) :] + stored.tobytes()

@@ -468,6 +468,57 @@ if hasattr(cv2, "imencodeWithMetadata"):  # OpenCV 4.12
     )[1].tobytes()
 
 
+def exif_resolution(unit, across=300, down=150):
+    exif = Image.Exif()
+    exif.update({282: across, 283: down, 296: unit})
+    return exif.tobytes()[6:]
+
+
+DPI = (300, 150)
+DPI_SOURCES = {
+    "JPEG": lambda: saved(Image.fromarray(U8[3]), "JPEG", dpi=DPI),
+    "JPEG that says otherwise in EXIF": lambda: saved(
+        Image.fromarray(U8[3]), "JPEG", dpi=DPI, exif=exif_resolution(2, 72, 72)
+    ),
+    "EXIF of a JPEG": lambda: saved(Image.fromarray(U8[3]), "JPEG", exif=b"Exif\0\0" + exif_resolution(2)),
+    "EXIF of a WebP, in centimetres": lambda: saved(
+        Image.fromarray(U8[3]), "WEBP", exif=exif_resolution(3, 300 / 2.54, 150 / 2.54)
+    ),
+    "PNG": lambda: saved(Image.fromarray(U8[3]), "PNG", dpi=DPI),
+    "BMP": lambda: saved(Image.fromarray(U8[3]), "BMP", dpi=DPI),
+    "TIFF": lambda: tiff(U8[3], resolution=DPI, resolutionunit="INCH"),
+    "TIFF in centimetres": lambda: tiff(U8[3], resolution=(300 / 2.54, 150 / 2.54), resolutionunit="CENTIMETER"),
+    "PNG of 16 bits": lambda: encode_image(picture(np.uint16, 3, dpi=DPI), "PNG"),
+}
+
+
+@pytest.mark.parametrize("target", ["PNG", "JPEG", "BMP", "TIFF"])
+@pytest.mark.parametrize("source", DPI_SOURCES)
+def test_the_resolution_is_kept(source, target):
+    read = read_image(DPI_SOURCES[source]())
+    assert read.dpi == pytest.approx(DPI, abs=0.02)
+    if read.pixels.dtype == np.uint16 and target != "PNG":
+        read = Picture((read.pixels >> 8).astype(np.uint8), dpi=read.dpi)
+    data = encode_image(read, target)
+    assert Image.open(io.BytesIO(data)).info["dpi"] == pytest.approx(DPI, abs=0.02)
+    assert encode_image(read_image(data), target) == data or target == "JPEG"
+
+
+def test_a_resolution_that_nobody_gave_is_not_made_up():
+    shape_of_a_pixel = png_chunk(b"pHYs", struct.pack(">IIB", 2, 1, 0))
+    plain, camera = saved(Image.fromarray(U8[3]), "PNG"), exif_block()
+    for data in (
+        plain[:33] + shape_of_a_pixel + plain[33:],
+        plain[:33] + png_chunk(b"pHYs", struct.pack(">IIB", 0, 1 << 31, 1)) + plain[33:],
+        plain[:33] + png_chunk(b"pHYs", b"short") + plain[33:],
+        saved(Image.fromarray(U8[3]), "JPEG", exif=b"Exif\0\0" + camera),
+        saved(Image.fromarray(U8[3]), "JPEG", exif=b"Exif\0\0" + exif_resolution(1)),
+        saved(Image.fromarray(U8[3]), "WEBP", exif=exif_resolution(2, 0, 0)),
+    ):
+        assert read_image(data).dpi is None
+        assert "dpi" not in Image.open(io.BytesIO(encode_image(read_image(data), "PNG"))).info
+
+
 @pytest.mark.parametrize("big_endian", [True, False])
 @pytest.mark.parametrize("target", ["PNG", "WEBP", "JPEG"])
 @pytest.mark.parametrize("source", METADATA_SOURCES)
