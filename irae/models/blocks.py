@@ -216,7 +216,7 @@ class AffineHalfStep(AdditiveHalfStep):
 
     def apply_message(self, moving: Tensor, message: Tensor) -> Tensor:
         scale, shift = self._scale_shift(message)
-        return moving * scale + shift
+        return (moving * scale + shift).to(moving.dtype)
 
     def apply_message_(self, moving: Tensor, message: Tensor) -> Tensor:
         scale, shift = self._scale_shift(message)
@@ -224,7 +224,7 @@ class AffineHalfStep(AdditiveHalfStep):
 
     def undo_message(self, moved: Tensor, message: Tensor) -> Tensor:
         scale, shift = self._scale_shift(message)
-        return (moved - shift) / scale
+        return ((moved - shift) / scale).to(moved.dtype)
 
     def _scale_shift(self, message: Tensor) -> tuple[Tensor, Tensor]:
         raw, shift = message.to(torch.promote_types(message.dtype, torch.float32)).chunk(2, dim=1)

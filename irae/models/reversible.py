@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -110,8 +111,12 @@ class Chain(Invertible):
 
     Args:
         parts: the parts in forward order; chains among them are flattened for the memory-free backward.
-        memory_free: keep no activation for the backward pass but the last state, and rebuild each part's input
-            from its output (Gomez et al. 2017, section 3.2). Costs one more evaluation of each subnet.
+        memory_free: keep no activation for the backward pass but the first and the last state, and rebuild each part's
+            input from its output (Gomez et al. 2017, section 3.2). Costs one more evaluation of each subnet.
+
+    Raises:
+        RuntimeError: in the memory-free backward pass: the first state was not rebuilt, as rounding errors grew too
+            much, so that gradients would be wrong; or parameters or buffers were changed since the forward pass.
     """
 
     def __init__(self, parts: Iterable[Invertible], memory_free: bool = False) -> None:
@@ -144,11 +149,7 @@ class Chain(Invertible):
 
 
 class _MemoryFree(torch.autograd.Function):
-    """A whole chain as one node of the graph. Parameters and `cond` are inputs so that their gradients come back.
-
-    Raises, in the backward pass:
-        RuntimeError: parameters or buffers were changed or exchanged since the forward pass.
-    """
+    """A whole chain as one node of the graph. Parameters and `cond` are inputs so that their gradients come back."""
 
     @staticmethod
     def forward(
@@ -160,22 +161,23 @@ class _MemoryFree(torch.autograd.Function):
             "enabled": torch.is_autocast_enabled(device),
             "dtype": torch.get_autocast_dtype(device),
         }
-        ctx.steps = steps
+        ctx.steps, ctx.params = steps, params
         state = (a, b)
         for step in steps:
             state = step(state, cond)
-        ctx.save_for_backward(*state, cond, *params)  # these so that a change to them is noticed
+        ctx.save_for_backward(*state, cond, a, b, *params)  # these so that a change to them is noticed
         return state
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        a, b, cond, *params = ctx.saved_tensors
-        state, grad_state = (a, b), tuple(grads)
+        # Whoever hooks into saved tensors may give equal ones back: which parameter is which, `ctx.params` tells.
+        last_a, last_b, cond, *first = ctx.saved_tensors[:5]
+        state, grad_state = (last_a, last_b), tuple(grads)
         cond = _leaf(cond) if ctx.needs_input_grad[3] else cond
         shared = (cond,) if ctx.needs_input_grad[3] else ()
         total: dict[Tensor, Tensor] = {}
-        given = set(params)
+        given = set(ctx.params)
         for step in reversed(ctx.steps):
             wanted = (*shared, *_trainable(step))
             if not given.issuperset(wanted[len(shared) :]):
@@ -183,14 +185,43 @@ class _MemoryFree(torch.autograd.Function):
             # Autocast is off in here: run the subnets as the forward pass did.
             with torch.enable_grad(), torch.autocast(**ctx.autocast):
                 before, after = step.rebuild(state, cond)
-            found = torch.autograd.grad(after, (*before, *wanted), grad_state, allow_unused=True)
+            with _no_hooks(wanted):
+                found = torch.autograd.grad(after, (*before, *wanted), grad_state, allow_unused=True)
             grad_state = tuple(torch.zeros_like(s) if g is None else g for s, g in zip(before, found[:2], strict=True))
             for tensor, grad in zip(wanted, found[2:], strict=True):
                 if grad is not None:
                     total[tensor] = total[tensor] + grad if tensor in total else grad
             state = (before[0].detach(), before[1].detach())
+        _check_rebuilt(state, first, ctx.autocast["dtype"] if ctx.autocast["enabled"] else last_a.dtype)
         grad_cond = total.get(shared[0]) if shared else None
-        return None, *grad_state, grad_cond, *(total.get(p) for p in params)
+        return None, *grad_state, grad_cond, *(total.get(p) for p in ctx.params)
+
+
+def _check_rebuilt(state: State, first: Sequence[Tensor], dtype: torch.dtype) -> None:
+    """Raises RuntimeError where a chain's first state was not rebuilt; NaN, which the gradients show too, passes."""
+    if not first[0].numel():
+        return
+    error = max(float((rebuilt - stream).abs().max()) for rebuilt, stream in zip(state, first, strict=True))
+    size = max(float(stream.abs().max()) for stream in first)
+    if error > 1e-3 + (1e-2 + 16 * torch.finfo(dtype).eps) * size:
+        raise RuntimeError(
+            f"The input of a memory-free chain came back {error:.2g} off, so that its gradients would be wrong: its "
+            "weights magnify rounding errors too much. Use memory_free=False, float64 or smaller weights."
+        )
+
+
+@contextmanager
+def _no_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """`autograd.grad` runs the hooks of the leaves it is asked for; they are for the whole gradient, which comes later."""
+    hooks = [own for tensor in tensors if (own := tensor._backward_hooks)]
+    kept = [dict(own) for own in hooks]
+    for own in hooks:
+        own.clear()
+    try:
+        yield
+    finally:
+        for own, before in zip(hooks, kept, strict=True):
+            own.update(before)
 
 
 def match_size(cond: Tensor, x: Tensor) -> Tensor:
