@@ -87,6 +87,7 @@ SizeOption = Annotated[
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist; never an input.")]
 RootOption = Annotated[Path | None, typer.Option("--data-root", envvar="IRAE_DATA", help="Where the image sets lie.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of all that is random.")]
 
 
 def main() -> None:
@@ -562,7 +563,7 @@ def experiments(
     quick: Annotated[
         bool, typer.Option("--quick", help="A look in less than a minute; its figures prove little.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Of all that is random.")] = 0,
+    seed: SeedOption = 0,
     data_root: RootOption = None,
 ) -> None:
     """Test a claim of the published work; table (Markdown, CSV) and plot lie in the output folder."""
@@ -672,7 +673,7 @@ def probe(
     quick: Annotated[
         bool, typer.Option("--quick", help="A look in a minute or two a network; intervals are wide.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of all that is random.")] = 0,
+    seed: SeedOption = 0,
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Try all instruments on cases with known answers, and nothing else.")
     ] = False,

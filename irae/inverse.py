@@ -235,7 +235,7 @@ def fixed_point(
     Args:
         g: (batch, ...) -> (batch, ...) with a Lipschitz constant below 1.
         y: (batch, ...).
-        tol: relative residual to reach; by default as far as rounding lets it.
+        tol: relative residual to reach; by default as far as the rounding of x and y lets it.
         max_iter: evaluations of g before it gives up.
         window: differences that the acceleration looks back at; 0 for the plain iteration.
     """
@@ -248,10 +248,17 @@ def fixed_point(
         return x, residual, anderson(x, residual)
 
     x, error, iterations = _repeat(step, y, size, goal, max_iter)
-    # Without a tolerance rounding ends it: a little above the last bit, and no further.
-    converged = error <= (100 * torch.finfo(y.dtype).eps if tol is None else tol)
+    converged = error <= (rounding(x, y) if tol is None else tol)
     unknown = torch.full_like(error, torch.nan)
     return Inversion(x, converged, iterations, error, ("norm",) * len(y), unknown, torch.zeros_like(converged))
+
+
+def rounding(x: Tensor, y: Tensor) -> Tensor:
+    """The residual of x = solver(y), relative to y, that rounding may leave: a little above the last bit of the larger.
+
+    Returns: (batch,).
+    """
+    return 100 * torch.finfo(y.dtype).eps * (_size(x) / _size(y)).clamp_min(1)
 
 
 def sensitivity(solver: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -508,7 +515,7 @@ def _repeat(step: Step, state: Tensor, size: Tensor, tol: float, max_iter: int) 
 
     Returns each sample's best x, its relative residual, and the iterations it took.
     """
-    floor, patience = 100 * torch.finfo(size.dtype).eps, 10
+    eps, patience = torch.finfo(size.dtype).eps, 10
     best, error = torch.empty(0), torch.full_like(size, torch.inf)
     iterations = torch.zeros(len(size), dtype=torch.long, device=size.device)
     idle, open_ = torch.zeros_like(iterations), torch.ones_like(size, dtype=torch.bool)
@@ -517,6 +524,7 @@ def _repeat(step: Step, state: Tensor, size: Tensor, tol: float, max_iter: int) 
         now = _norm(residual) / size
         better = open_ & (now < error)
         best = torch.where(better.view(-1, *(1,) * (x.dim() - 1)), x, best) if len(best) else x
+        floor = 100 * eps * (_norm(x) / size).clamp_min(1)
         idle = torch.where((now < 0.9 * error) | (error > floor), 0, idle + 1)
         error = torch.where(better, now, error)
         open_ = open_ & (error > tol) & now.isfinite() & (idle < patience)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from irae.errors import IraeError
-from irae.models.blocks import SUBNETS, KeepsKnown, ReadImage, WriteImage, conv3x3, lookup
+from irae.models.blocks import SUBNETS, KeepsKnown, ReadImage, WriteImage, build, conv3x3, lookup
 from irae.models.irae import IRAE, IRAEConfig
 from irae.models.resample import Unshuffle, pad_image
-from irae.models.reversible import match_size, required
+from irae.models.reversible import check_condition, required
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class BaselineConfig:
         task: what the weights are for: "denoise", "photo", "jpeg" or "inpaint".
         cond: condition channels of the task, see `IRAEConfig`; a blind network is given them too, and leaves them.
         options: further arguments of the network's class (depth, width ...).
-        init: of all convolutions: a name in `INITS`; that of the network's class by default.
+        init: of all convolutions but transposed ones: a name in `INITS`; by default, and of transposed ones always,
+            that of the network's class.
     """
 
     network: str
@@ -68,6 +69,15 @@ class Baseline(nn.Module):
         """The image padded to a multiple of `size_multiple`."""
         height, width = image.shape[-2:]
         return pad_image(image, -height % self.size_multiple, -width % self.size_multiple, self.config.task)
+
+    def halved(self, cond: Tensor, y: Tensor) -> Tensor:
+        """The condition of an image at half its resolution.
+
+        Raises:
+            ValueError: it is of another size than the image.
+        """
+        check_condition(cond, (y.shape[-2], y.shape[-1]))
+        return cond if cond.shape[-2:] == (1, 1) else F.avg_pool2d(self.padded(cond), 2)
 
 
 class DnCNN(Baseline):
@@ -107,7 +117,7 @@ class FFDNet(Baseline):
 
     def forward(self, y: Tensor, cond: Tensor | None = None) -> Tensor:
         small = F.pixel_unshuffle(self.padded(y), 2)
-        level = match_size(required(cond)[:, :1], small).expand(len(y), 1, *small.shape[-2:])
+        level = self.halved(required(cond)[:, :1], y).expand(len(y), 1, *small.shape[-2:])
         return crop_as(F.pixel_shuffle(self.body(torch.cat((small, level.to(small.dtype)), 1)), 2), y)
 
 
@@ -196,11 +206,11 @@ class Twin(Baseline):
             raise IraeError("Known pixels are kept by a twin with a stem only.")
         self.channels, self.squeeze, self.keep_known = channels, Unshuffle(), keep_known
         width, cond = 12, 4 * cond if keep_known else cond
-        build = lookup(SUBNETS, subnet, "subnet")
+        make = lookup(SUBNETS, subnet, "subnet")
         read, write = (ReadImage(width, channels), WriteImage(width, channels)) if stem else (None, None)
         self.read = read
         self.subnets = nn.ModuleList(
-            build(channels, channels, hidden or channels, cond, **options) for _ in range(4 * blocks)
+            make(channels, channels, hidden or channels, cond, **options) for _ in range(4 * blocks)
         )
         self.write = KeepsKnown(write, 3, channels) if write and keep_known else write
 
@@ -217,8 +227,8 @@ class Twin(Baseline):
         squeezed = self.squeeze.squeeze(self.padded(y))
         image = F.pad(squeezed, (0, 0, 0, 0, 0, self.channels - squeezed.shape[1]))
         image = image.contiguous(memory_format=torch.channels_last)
-        if self.keep_known:
-            cond = self._unshuffled(required(cond))
+        if cond is not None:
+            cond = self._unshuffled(cond) if self.keep_known else self.halved(cond, y)
         x = image if self.read is None else self.read(image)
         for subnet in self.subnets:
             x = x + subnet(x, cond)
@@ -263,10 +273,7 @@ def build_network(config: Config, memory_free: bool = False) -> Network:
     """
     if isinstance(config, IRAEConfig):
         return IRAE(config, memory_free)
-    try:
-        network = BASELINES[config.network](config.cond, **config.options)
-    except TypeError as error:
-        raise IraeError(f"The network {config.network!r} does not take these options: {error}.") from error
+    network = build(BASELINES[config.network], f"network {config.network!r}", config.cond, **config.options)
     network.config = config
     if config.init:
         initialise([module for module in network.modules() if isinstance(module, nn.Conv2d)], config.init)
@@ -288,6 +295,8 @@ def initialise(convolutions: Sequence[nn.Conv2d], init: str) -> None:
 
 def plain_body(channels: int, out: int, depth: int, width: int, norm: bool) -> nn.Sequential:
     """`depth` 3x3 convolutions with ReLU between; with `norm`, batch normalisation before each ReLU but the first."""
+    if depth < 2:
+        raise ValueError("`depth` is at least 2: a first and a last convolution.")
     layers: list[nn.Module] = [conv3x3(channels, width), nn.ReLU(inplace=True)]
     for _ in range(depth - 2):
         layers.append(conv3x3(width, width))

@@ -52,6 +52,8 @@ class PlainSubnet(Subnet):
 
     def __init__(self, channels: int, out: int, hidden: int, cond: int = 0, depth: int = 3) -> None:
         super().__init__()
+        if depth < 2:
+            raise ValueError("`depth` is at least 2: a first and a last convolution.")
         self.first = conv3x3(channels, hidden)
         self.middle = nn.ModuleList(conv3x3(hidden, hidden) for _ in range(depth - 2))
         self.last = conv3x3(hidden, out, zero=True)
@@ -104,6 +106,8 @@ class USubnet(Subnet):
 
     def __init__(self, channels: int, out: int, hidden: int, cond: int = 0, depth: int = 2, levels: int = 1) -> None:
         super().__init__()
+        if depth < 0 or levels < 1:
+            raise ValueError("`depth` is not negative, and `levels` is at least 1.")
         self.first = conv3x3(channels, hidden)
         self.dip = Dip(hidden, depth, levels)
         self.last = conv3x3(hidden, out, zero=True)
@@ -296,13 +300,20 @@ def build_block(name: str, channels: int, **options: Any) -> Invertible:
         options: passed to the block's class.
 
     Raises:
-        IraeError: the name is not registered, or its class takes no such option.
+        IraeError: the name is not registered, or its class does not take these options.
     """
-    block = lookup(BLOCKS, name, "block")
+    return build(lookup(BLOCKS, name, "block"), f"block {name!r}", channels, **options)
+
+
+def build(make: Callable[..., Entry], what: str, *arguments: Any, **options: Any) -> Entry:
+    """What a class makes of options from a recipe or a file, or an IraeError that says what is wrong with them."""
     try:
-        return block(channels, **options)
-    except TypeError as error:
-        raise IraeError(f"The block {name!r} does not take these options: {error}.") from error
+        return make(*arguments, **options)
+    except IraeError:
+        raise
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:  # the last are torch's, for sizes below 1
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise IraeError(f"The {what} does not take these options: {reason}.") from error
 
 
 def lookup(registry: Mapping[str, Entry], name: str, kind: str) -> Entry:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from irae.errors import IraeError
 from irae.models.blocks import BLOCKS, USubnet, build_block, lookup, stem
 from irae.models.resample import RESAMPLERS, OrthogonalMixing, Resample, pad_image
-from irae.models.reversible import Chain, Invertible, State
+from irae.models.reversible import Chain, Invertible, State, check_condition
 
 Step = Callable[[State, Tensor | None], State]
 
@@ -77,6 +77,11 @@ class IRAEConfig:
             raise IraeError(f"The first level needs at least {squeezed} channels to hold the squeezed image.")
         if not self.lifted and 2 * self.channels[0] != squeezed:
             raise IraeError(f"Without the lift the first level has exactly {squeezed / 2:g} channels.")
+        wide = [channels * RESAMPLERS[self.squeeze]().factor ** 2 for channels in self.channels]
+        if not all(0 < keep <= most for keep, most in zip(self.channels[1:], wide, strict=False)):
+            raise IraeError(f"A level has from 1 to as many channels as the squeeze of the one above gives: {wide}.")
+        if reserved := {"name", "channels", "cond", "known", "image"} & self.block_options.keys():
+            raise IraeError(f"`block_options` has no {', '.join(sorted(reserved))}: other fields say that.")
         if self.stem and not self.lifted:
             raise IraeError("A stem needs the lift: without it no stream is free for the features.")
         if self.stem and getattr(lookup(BLOCKS, self.block, "block"), "two_step", False):
@@ -210,7 +215,10 @@ class IRAE(nn.Module):
     Shape:
         images: (N, 3, H, W), any H and W, nominally in [0, 1], not clipped.
         cond: (N, config.cond, H, W) or (N, config.cond, 1, 1), see `irae.conditions`; or at the resolution of the
-            lifted, padded image, unless known pixels are kept.
+            lifted, padded image, unless known pixels are kept. ValueError for another size.
+
+    Forward hooks of blocks run where gradients are on; without them streams are overwritten in place, and
+    `irae.probe.taps` reads the layers.
 
     Args:
         config: the architecture.
@@ -322,10 +330,16 @@ class IRAE(nn.Module):
         return _channels_last(pad_image(image, below, right, self.config.task))
 
     def _prepare(self, cond: Tensor | None, size: tuple[int, int]) -> Tensor | None:
-        """The condition at the resolution of the first level: averaged, or unshuffled where each pixel counts."""
+        """The condition at the resolution of the first level: averaged, or unshuffled where each pixel counts.
+
+        Raises:
+            ValueError: it is of another size than image and first level.
+        """
         if cond is None:
             return None
         factor, everywhere = self.lift.squeeze.factor, cond.shape[-2:] == (1, 1)
+        height, width = (-(-side // self.size_multiple) * self.size_multiple // factor for side in size)
+        check_condition(cond, size, *[(height, width)] * (not self.config.keep_known))
         if self.config.keep_known:
             return cond.repeat(1, factor**2, 1, 1) if everywhere else self.lift.squeeze.squeeze(self._pad(cond))
         return cond if everywhere or cond.shape[-2:] != size else F.avg_pool2d(self._pad(cond), factor)

@@ -20,6 +20,7 @@ from irae.inverse import (
     Inversion,
     certify,
     is_p_matrix,
+    rounding,
     sensitivity,
 )
 from irae.models.lipschitz import NormBound, conv_norm_bound, limit_norm
@@ -104,7 +105,7 @@ class RectifierUnit(nn.Module):
 
     def inverse(self, y: Tensor, cond: Tensor | None = None) -> Tensor:
         """An input with this output, to the precision of the dtype; the only one where the unit is constrained, and
-        where it is not, perhaps one of several (`invert` tells what is certain).
+        where it is not, perhaps one of several (`invert` tells what is certain). No gradient flows through it.
 
         Raises:
             InverseError: none was found, or an unconstrained unit magnifies rounding errors too much there.
@@ -112,14 +113,18 @@ class RectifierUnit(nn.Module):
         # Rounding ends the iteration; the goal is out of reach for some samples, and what counts is how near it got.
         eps = torch.finfo(y.dtype).eps
         found = self.invert(y, cond, tol=2 * eps, max_iter=500)
-        usable = found.residual <= 100 * eps
+        usable = found.residual <= rounding(found.x, y)
         if not self.bounded:
             usable &= found.condition * eps <= ACCURACY
         if not bool(usable.all()):
+            why = (
+                "it is not finite"
+                if self.bounded
+                else "it is unconstrained and has no usable inverse, or is not finite"
+            )
             raise InverseError(
                 f"A rectifier unit was not inverted (residual {float(found.residual.max()):.2g}, condition "
-                f"{float(found.condition.max()):.2g}): it is unconstrained and has no usable "
-                "inverse, or is not finite."
+                f"{float(found.condition.max()):.2g}): {why}."
             )
         return found.x
 

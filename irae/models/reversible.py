@@ -212,7 +212,7 @@ def _check_rebuilt(state: State, first: Sequence[Tensor], dtype: torch.dtype) ->
 
 @contextmanager
 def _no_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """`autograd.grad` runs the hooks of the leaves it is asked for; they are for the whole gradient, which comes later."""
+    """Keep `autograd.grad` from running hooks of its leaves: they are for the whole gradient, which comes later."""
     hooks = [own for tensor in tensors if (own := tensor._backward_hooks)]
     kept = [dict(own) for own in hooks]
     for own in hooks:
@@ -222,6 +222,18 @@ def _no_hooks(tensors: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for own, before in zip(hooks, kept, strict=True):
             own.update(before)
+
+
+def check_condition(cond: Tensor, *sizes: tuple[int, int]) -> None:
+    """See that a condition is one value everywhere or a map of one of these sizes (H, W).
+
+    Raises:
+        ValueError: it is not.
+    """
+    size = (cond.shape[-2], cond.shape[-1])
+    if size not in ((1, 1), *sizes):
+        known = " or ".join(f"{height} x {width}" for height, width in sizes)
+        raise ValueError(f"The condition is a map of {size[0]} x {size[1]}: give 1 x 1, or {known} as the image has.")
 
 
 def match_size(cond: Tensor, x: Tensor) -> Tensor:

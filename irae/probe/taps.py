@@ -103,7 +103,8 @@ class Tapped(ABC):
         return self.names.index(name) / (len(self.names) - 1)
 
     def choose(self, wanted: Sequence[str] = (), most: int = 0) -> tuple[str, ...]:
-        """Layers by name, "all", or where none are wanted the main ones, thinned evenly to `most` where it is not 0.
+        """Layers by name, "all", or where none are wanted the main ones, thinned evenly to `most` where it is not 0; to
+        1, the last.
 
         Raises:
             ProbeError: there is no layer of a name; the message suggests the nearest.
@@ -117,6 +118,8 @@ class Tapped(ABC):
         names = tuple(wanted) or tuple(name for name in self.names if "." not in name)
         if wanted or not most or len(names) <= most:
             return names
+        if most == 1:
+            return names[-1:]
         return tuple(names[round(i * (len(names) - 1) / (most - 1))] for i in range(most))
 
 

@@ -26,8 +26,12 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of all weights that have a gradient."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of all weights that have a gradient; what `closure`, which computes them anew, returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for weight in group["params"]:
@@ -39,6 +43,7 @@ class Muon(torch.optim.Optimizer):
                 scale = -group["lr"] * 0.2 * max(matrices.shape[-2:]) ** 0.5
                 for (weight, _), matrix in zip(pairs, orthogonalise(matrices), strict=True):
                     weight.add_(matrix.view(weight.shape), alpha=scale)
+        return loss
 
     @staticmethod
     def _momentum(state: dict[str, Any], grad: Tensor, momentum: float) -> Tensor:

@@ -56,7 +56,8 @@ class Data:
     grey: float = 0.1
 
     def __post_init__(self) -> None:
-        if not all(0 <= share <= 1 for share in (self.shrink, self.recolour, self.grey)) or self.shrink_most < 1:
+        shares = (self.shrink, self.recolour, self.grey)
+        if not (all(0 <= share <= 1 for share in shares) and 1 <= self.shrink_most < math.inf):
             raise ValueError("`shrink`, `recolour` and `grey` are between 0 and 1, and `shrink_most` is at least 1.")
 
 
@@ -80,6 +81,8 @@ class NoiseMix:
         _check_shares(self.shares, NOISES, "Noise")
         if len(self.sigma) != 2 or not 0 <= self.sigma[0] <= self.sigma[1] <= 255:
             raise ValueError("The noise levels are two, the lower first, between 0 and 255.")
+        if not (0 <= self.hidden <= 1 and 0 <= self.files <= 1):
+            raise ValueError("The shares `hidden` and `files` are between 0 and 1.")
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class JpegMix:
         if len(self.quality) != 2 or not 1 <= self.quality[0] <= self.quality[1] <= 100:
             raise ValueError("The JPEG qualities are two, the lower first, between 1 and 100.")
         shares = (self.subsampled, self.flattened, self.twice, self.noise, self.hidden)
-        if not all(0 <= share <= 1 for share in shares) or self.noise_most < 0:
+        if not (all(0 <= share <= 1 for share in shares) and 0 <= self.noise_most < math.inf):
             raise ValueError("The shares of a JPEG mix are between 0 and 1, and `noise_most` is not negative.")
 
 
@@ -149,6 +152,8 @@ class Stage:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.patch) < 1:
             raise ValueError("A stage has at least one step, patch and pixel.")
+        if not 0 <= self.restart < math.inf:
+            raise ValueError("The learning rate of a restart is a positive number, or 0 for none.")
         if self.loss not in LOSSES:
             raise ValueError(f"There is no loss {self.loss!r}; choose one of {', '.join(LOSSES)}.")
 
@@ -173,7 +178,7 @@ class Optimiser:
     algorithm: str = "muon"
 
     def __post_init__(self) -> None:
-        if not (self.lr > 0 and self.warmup >= 1 and self.clip > 0 and 0 <= self.average < 1):
+        if not (0 < self.lr < math.inf and self.warmup >= 1 and self.clip > 0 and 0 <= self.average < 1):
             raise ValueError("The optimiser needs lr and clip above 0, warmup from 1, average from 0 to below 1.")
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"There is no algorithm {self.algorithm!r}; choose one of {', '.join(ALGORITHMS)}.")

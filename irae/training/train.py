@@ -310,10 +310,9 @@ def make_optimisers(model: nn.Module, settings: Optimiser) -> list[torch.optim.O
     is_matrix = {p: p.ndim == 4 and min(p.shape[0], p.shape[1]) > 1 for p in model.parameters()}
     matrices = [p for p, matrix in is_matrix.items() if matrix]
     others = [p for p, matrix in is_matrix.items() if not matrix]
-    return [
-        Muon(matrices, lr=settings.lr),
-        torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+    muon = [Muon(matrices, lr=settings.lr)] if matrices else []  # narrow networks have none
+    adamw = [torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0)] if others else []
+    return [*muon, *adamw]
 
 
 @torch.no_grad()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from irae.errors import IraeError
 from irae.models.blocks import BLOCKS, build_block
 from irae.models.irae import IRAE, IRAEConfig, RecoverError
 from irae.models.resample import RESAMPLERS, OrthogonalMixing
@@ -42,6 +44,33 @@ def test_float32_round_trip(part: Invertible) -> None:
     with torch.no_grad():
         back = part.inverse(part(state, cond), cond)
     assert_close(back, state, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6])
+def test_any_state_has_an_input_whatever_its_size(name: str, dtype: torch.dtype, scale: float) -> None:
+    """States are compared in their own precision: rounding is that of the larger of the two."""
+    torch.manual_seed(0)
+    block = build_block(name, 4).to(dtype)
+    with torch.no_grad():
+        for parameter in block.parameters():  # nothing but these two bounds what others make of larger weights
+            parameter.add_(torch.randn_like(parameter), alpha=1.0 if name in ("lipschitz", "rectifier") else 0.2)
+        a, b = (scale * stream[:, :4].to(dtype) for stream in random_state(6, 5))
+        before = block.inverse((a, b))
+        again = block(before)
+    size = max(float(stream.abs().max()) for stream in (*before, a, b))
+    for mine, theirs in zip(again, (a, b), strict=True):
+        assert float((mine - theirs).abs().max()) <= 200 * torch.finfo(dtype).eps * size
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_couplings_keep_half_precision(dtype: torch.dtype) -> None:
+    for name in ("additive", "affine"):
+        block = build_block(name, 4).to(dtype)
+        state = tuple(stream[:, :4].to(dtype) for stream in random_state(6, 5))
+        for result in (block(state), block.inverse(state)):
+            assert [stream.dtype for stream in result] == [dtype, dtype]
 
 
 def test_black_image_comes_back(part: Invertible) -> None:
@@ -143,6 +172,42 @@ def test_parameters_exchanged_before_the_backward_are_noticed() -> None:
         (a.sum() + b.sum()).backward()
 
 
+def test_a_chain_that_cannot_be_rebuilt_gives_no_wrong_gradients() -> None:
+    """The weights magnify rounding errors beyond the input; autograd without the rebuilding does not mind."""
+    torch.manual_seed(0)
+    chain = Chain([build_block("affine", CHANNELS) for _ in range(12)], memory_free=True)
+    for parameter in chain.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.3)
+    state = tuple(stream.float().requires_grad_() for stream in random_state(8, 8))
+    a, b = chain(state)
+    with pytest.raises(RuntimeError, match="memory_free=False"):
+        (a.sum() + b.sum()).backward()
+    chain.memory_free = False
+    a, b = chain(state)
+    (a.sum() + b.sum()).backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in chain.parameters())
+
+
+def test_hooks_see_what_they_see_without_rebuilding() -> None:
+    """Those of a parameter once, with the whole gradient; those of saved tensors may give copies back."""
+    found = []
+    for memory_free in (False, True):
+        torch.manual_seed(0)
+        block = build_block("additive", CHANNELS)
+        chain = Chain([block, block], memory_free=memory_free)
+        randomise(chain)
+        parameter, seen = next(chain.parameters()), list[torch.Tensor]()
+        parameter.register_hook(lambda grad, seen=seen: (seen.append(grad), 2 * grad)[1])
+        state = tuple(stream.float().requires_grad_() for stream in random_state(8, 8))
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.clone(), lambda tensor: tensor.clone()):
+            a, b = chain(state)
+        (a.square().sum() + b.sum()).backward()
+        assert parameter.grad is not None and len(seen) == 1
+        torch.testing.assert_close(parameter.grad, 2 * seen[0])
+        found.append(parameter.grad)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 def test_backward_keeps_no_activation_of_the_blocks(name: str) -> None:
     def saved(blocks: int, memory_free: bool) -> int:
@@ -184,6 +249,18 @@ def test_irae_gives_its_input_back(name: str, channels: tuple[int, ...]) -> None
 def test_unknown_block_lists_the_registered_ones() -> None:
     with pytest.raises(ValueError, match="additive"):
         build_block("addtive", 8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"hidden": -3}, {"depth": 1}, {"depth": -5}, {"subnet": "u", "levels": 0}, {"colour": 1}],
+)
+def test_options_that_cannot_be_are_one_sentence(options: dict[str, Any]) -> None:
+    with pytest.raises(IraeError, match="does not take these options"):
+        build_block("additive", 8, **options)
+    for name, option in (("midpoint", {"step": -1.0}), ("lipschitz", {"limit": 1.5}), ("rectifier", {"kernel": 2})):
+        with pytest.raises(IraeError, match="does not take these options"):
+            build_block(name, 8, **option)
 
 
 def gradients(
