@@ -711,8 +711,9 @@ def probe(
     seconds = time.monotonic() - start
     if self_test:
         out.print(probing.self_test_table(outcomes))
-        failed = sum(not outcome.passed for outcome in outcomes)
-        out.print(f"{len(outcomes) - failed} of {len(outcomes)} within tolerance, {seconds:.0f} s")
+        failed, below = (sum(each) for each in zip(*((not o.passed, o.lower) for o in outcomes), strict=True))
+        bounds = f"{below} of them as lower bounds, which may fall short"
+        out.print(f"{len(outcomes) - failed} of {len(outcomes)} within tolerance ({bounds}), {seconds:.0f} s")
         raise typer.Exit(1 if failed else 0)
     written = probing.write_report(reports, settings, output, shlex.join(["irae", *sys.argv[1:]]), seconds)
     for report in reports:

@@ -47,6 +47,24 @@ def shaken(network: torch.nn.Module) -> torch.nn.Module:
     return network.eval()
 
 
+@pytest.mark.parametrize("size", [(20, 12), (5, 5), (24, 40)])
+@pytest.mark.parametrize("name", ["irae", "ffdnet", "twin"])
+def test_a_condition_of_another_size_is_refused(name: str, size: tuple[int, int]) -> None:
+    """Sides exchanged among them, which would give another picture and no error."""
+    network = IRAE(IRAEConfig()) if name == "irae" else build_network(config(name))
+    with pytest.raises(ValueError, match=f"{size[0]} x {size[1]}"):
+        network(torch.rand(1, 3, 12, 20), torch.rand(1, 2, *size))
+
+
+def test_a_condition_of_an_odd_image_lies_where_the_image_does() -> None:
+    """A level that jumps: to pad both before or to leave it to the network is the same."""
+    network = shaken(build_network(config("twin")))
+    y, cond = torch.rand(1, 3, 13, 13), torch.zeros(1, 2, 13, 13)
+    cond[..., 7:] = 1
+    padded = network(network.padded(y), network.padded(cond))
+    assert torch.allclose(network(y, cond), padded[..., :13, :13], atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [(32, 32), (17, 30), (1, 3)])
 @pytest.mark.parametrize("name", BASELINES)
 def test_any_size_and_any_condition(name: str, size: tuple[int, int]) -> None:

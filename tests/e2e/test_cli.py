@@ -347,6 +347,13 @@ def test_recover_without_a_rest_says_so(run: Run, noisy: Path) -> None:
     assert folder.code == 1 and "is a folder" in folder.err and len(folder.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("seed", ["-1", "99999999999999999999"])
+@pytest.mark.parametrize("command", [("experiments", "fixed-point"), ("probe",)])
+def test_a_seed_that_no_generator_takes_is_refused(run: Run, command: tuple[str, ...], seed: str) -> None:
+    result = run(*command, "--quick", "--seed", seed)
+    assert result.code == 2 and "--seed" in result.err
+
+
 def test_degrade_depends_on_name_and_seed(run: Run, noisy: Path, tmp_path: Path) -> None:
     clean = noisy
     assert run("degrade", clean, "--noise", "25").code == 0

@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 
 from irae.cli import app
 from irae.datasets import DatasetError
-from irae.experiments import EXPERIMENTS, Context, Result, find_experiment, run_experiment
+from irae.experiments import EXPERIMENTS, Context, Result, find_experiment, fixed_point, run_experiment
 from irae.experiments import blocks as blocks_experiment
 from irae.experiments.blocks import PLAIN, build, count, fit_width
 from irae.experiments.common import ExperimentError, csv_text, in_processes, show
 from irae.experiments.depth import Allocations
 from irae.experiments.mnist import load_mnist
 from irae.experiments.padding import UNITS, condition, convolution_matrix, raster
+from irae.inverse import SOLVERS
 from irae.models.blocks import BLOCKS
 
 TINY: dict[str, dict[str, Any]] = {
@@ -97,9 +98,18 @@ def test_every_algorithm_inverts_cases_with_small_weights() -> None:
     assert {row["inverted (%)"] for row in rows_of("fixed-point", scale=0.2)} == {100.0}
 
 
-def test_certified_cases_have_no_other_preimage() -> None:
-    for row in run_tiny("fixed-point")[0].rows:
-        assert row["another preimage (%)"] == 0 or row["certified (%)"] < 100
+@pytest.mark.parametrize("family", fixed_point.FAMILIES)
+def test_a_case_certified_to_have_one_preimage_gives_it(family: str) -> None:
+    """Case by case, where y fixes x to the accuracy asked."""
+    setup, certain = tiny("fixed-point"), 0
+    for scale in setup.scales:
+        cases = fixed_point.draw_cases(setup, family, scale, seed=0)
+        for name in ("picard", "absolute_value", "newton"):
+            answer = SOLVERS[name](cases.A, cases.B, cases.c, cases.y, tol=setup.tol)
+            said = torch.tensor([verdict == "the input" for verdict in answer.answer])
+            assert bool(((answer.x - cases.x).abs().amax(1)[said] <= setup.equal).all())
+            certain += int(said.sum())
+    assert certain
 
 
 @needs_data

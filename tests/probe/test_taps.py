@@ -102,6 +102,7 @@ def test_layers_by_name(y: Tensor) -> None:
     network = tapped(baseline("dncnn"), COND, y)
     assert network.choose() == ("input", "layer 1", "layer 2", "layer 3", "layer 4", "output")
     assert network.choose(most=3) == ("input", "layer 2", "output")
+    assert network.choose(most=1) == ("output",)
     assert network.choose(["layer 2.convolution"]) == ("layer 2.convolution",)
     with pytest.raises(ProbeError, match=r"no layer 'layr 3'; did you mean 'layer 3'"):
         network.choose(["layr 3"])

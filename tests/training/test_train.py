@@ -182,6 +182,25 @@ def test_every_parameter_has_one_optimiser() -> None:
     assert all(p.ndim == 4 for group in muon.param_groups for p in group["params"])
 
 
+def test_a_network_without_matrices_is_trained_by_adamw_alone() -> None:
+    (adam,) = make_optimisers(torch.nn.Conv2d(3, 1, 3), Optimiser())
+    assert isinstance(adam, torch.optim.AdamW)
+
+
+def test_muon_computes_the_gradients_that_it_is_told_to() -> None:
+    weight = torch.nn.Parameter(torch.eye(4))
+    optimiser = Muon([weight], lr=0.1)
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        loss = (weight - 1).square().sum()
+        loss.backward()
+        return loss
+
+    losses = [optimiser.step(closure).item() for _ in range(20)]
+    assert losses[-1] < losses[0]
+
+
 @pytest.mark.parametrize("name", installed_weights())
 def test_the_shipped_recipe_is_the_one_of_the_weights(name: str) -> None:
     shipped = load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.toml")
@@ -221,9 +240,17 @@ def test_every_task_trains(folder: Path, task: str) -> None:
                 '[model]\ntask = "inpaint"',
                 '[model]\ntask = "derain"',
                 "[model]\nblocks = [-1]",
+                "[model]\nchannels = [12, 96]\nblocks = [1, 1]",
+                "[model]\nchannels = [12, 0]\nblocks = [1, 1]",
+                "[model]\n[model.block_options]\ncond = 7",
+                "[model]\n[noise]\nhidden = 5.0",
+                "[model]\n[noise]\nfiles = -1.0",
+                "[model]\n[optimiser]\nlr = inf",
             )
         ),
         'name = "x"\nstages = [{ steps = 1, batch = 1, patch = 8, masks = 3 }]\n[model]\n[data]\nsets = []',
+        'name = "x"\nstages = [{ steps = 1, batch = 1, patch = 8, restart = -1e-3 }]\n[model]\n[data]\nsets = []',
+        'name = "x"\nstages = [{ steps = 1, batch = 1, patch = 8 }]\n[model]\n[data]\nsets = []\nshrink_most = inf',
     ],
 )
 def test_a_bad_recipe_is_one_sentence(tmp_path: Path, content: str) -> None:
