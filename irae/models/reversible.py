@@ -111,8 +111,8 @@ class Chain(Invertible):
 
     Args:
         parts: the parts in forward order; chains among them are flattened for the memory-free backward.
-        memory_free: keep no activation for the backward pass but the first and the last state, and rebuild each part's
-            input from its output (Gomez et al. 2017, section 3.2). Costs one more evaluation of each subnet.
+        memory_free: keep no activation for the backward pass but the last state, and rebuild each part's input
+            from its output (Gomez et al. 2017, section 3.2). Costs one more evaluation of each subnet.
 
     Raises:
         RuntimeError: in the memory-free backward pass: the first state was not rebuilt, as rounding errors grew too
@@ -162,18 +162,19 @@ class _MemoryFree(torch.autograd.Function):
             "dtype": torch.get_autocast_dtype(device),
         }
         ctx.steps, ctx.params = steps, params
+        ctx.first = _sample(a).clone(), _sample(b).clone()
         state = (a, b)
         for step in steps:
             state = step(state, cond)
-        ctx.save_for_backward(*state, cond, a, b, *params)  # these so that a change to them is noticed
+        ctx.save_for_backward(*state, cond, *params)  # these so that a change to them is noticed
         return state
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # Whoever hooks into saved tensors may give equal ones back: which parameter is which, `ctx.params` tells.
-        last_a, last_b, cond, *first = ctx.saved_tensors[:5]
-        state, grad_state = (last_a, last_b), tuple(grads)
+        a, b, cond, *_ = ctx.saved_tensors
+        state, grad_state = (a, b), tuple(grads)
         cond = _leaf(cond) if ctx.needs_input_grad[3] else cond
         shared = (cond,) if ctx.needs_input_grad[3] else ()
         total: dict[Tensor, Tensor] = {}
@@ -192,16 +193,23 @@ class _MemoryFree(torch.autograd.Function):
                 if grad is not None:
                     total[tensor] = total[tensor] + grad if tensor in total else grad
             state = (before[0].detach(), before[1].detach())
-        _check_rebuilt(state, first, ctx.autocast["dtype"] if ctx.autocast["enabled"] else last_a.dtype)
+        _check_rebuilt(state, ctx.first, ctx.autocast["dtype"] if ctx.autocast["enabled"] else a.dtype)
         grad_cond = total.get(shared[0]) if shared else None
         return None, *grad_state, grad_cond, *(total.get(p) for p in ctx.params)
 
 
-def _check_rebuilt(state: State, first: Sequence[Tensor], dtype: torch.dtype) -> None:
-    """Raises RuntimeError where a chain's first state was not rebuilt; NaN, which the gradients show too, passes."""
+def _sample(stream: Tensor) -> Tensor:
+    """One pixel in 64, by which one sees whether a state was rebuilt: parts spread their rounding errors."""
+    return stream[..., ::8, ::8]
+
+
+def _check_rebuilt(state: State, first: State, dtype: torch.dtype) -> None:
+    """Raises RuntimeError where a chain's first state was not rebuilt, of which samples were kept; NaN, which the
+    gradients show too, passes.
+    """
     if not first[0].numel():
         return
-    error = max(float((rebuilt - stream).abs().max()) for rebuilt, stream in zip(state, first, strict=True))
+    error = max(float((_sample(rebuilt) - stream).abs().max()) for rebuilt, stream in zip(state, first, strict=True))
     size = max(float(stream.abs().max()) for stream in first)
     if error > 1e-3 + (1e-2 + 16 * torch.finfo(dtype).eps) * size:
         raise RuntimeError(
