@@ -29,6 +29,7 @@ WHITE_IN_LUMA = float(np.sqrt((LUMA_WEIGHTS**2).sum()))  # of the same noise in 
 # All chosen on training images (BSD400 and an ImageNet sample, also shrunk by area averaging), never on test images.
 LEAST_NOISE = 3.0  # clean ones read 2.9 at most, those with noise of level 5 at least 4.6
 LEAST_NOISE_GREY = 5.0  # without colour, fine texture passes for noise: clean ones read 2 on average, some up to 11
+LEAST_NOISE_IN_LUMA = 8.0  # clean ones read 7.2 at most, also as WebP of quality 90; level 10 there reads 10.5
 LEAST_NOISE_IN_JPEG = 9.0  # one in 20 clean ones, shrunk to half, reads more; level 10 reads 10 on average from 75 on
 LEAST_GRID = 8.0  # those without a grid score 2.9 at most, quality 98 with noise below at least 16
 LIGHT_QUALITY = 95  # what the training photographs have themselves
@@ -48,6 +49,7 @@ READINGS = (0.0, 9.7, 14.4, 23.5, 44.3, 56.1)
 READINGS_GREY = (0.0, 10.0, 15.0, 25.0, 46.7, 60.4)
 
 PATCH = 5
+LEAST_SIDE = 16  # pixels; white noise of level 30 reads 6 there already, and 0 in 12
 PATCHES = 40_000
 PARTS = 20  # that patches are cut in, by variance
 WINDOW, WINDOWS = 128, 4  # side in pixels and number of the parts that the photo network tries
@@ -148,9 +150,14 @@ def decide(
             return Decision((Step("photo"),), f"Noise as a camera makes it found ({noise}): restoring a photograph.")
     if found_grid is not None:
         return _decide_jpeg(picture.pixels, luma, like, found_grid, place)
-    level = estimate_noise(picture.pixels)
+    if min(picture.pixels.shape[:2]) < LEAST_SIDE:
+        return Decision((), f"Too small to measure noise in, under {LEAST_SIDE} pixels: nothing to do.")
+    level, grey = estimate_noise(picture.pixels), is_grey(picture.pixels)
+    least = LEAST_NOISE_GREY if grey else LEAST_NOISE
+    if not grey and level < least and (in_luma := estimate_luma_noise(picture.pixels)) >= LEAST_NOISE_IN_LUMA:
+        found = f"Noise level {in_luma:.1f} found in the luminance of the {picture.format}, whose colours are smooth"
+        return Decision((Step("denoise", sigma=in_luma),), f"{found}, no trace of JPEG: denoising.")
     found = f"Noise level {level:.1f} found in the {picture.format}"
-    least = LEAST_NOISE_GREY if is_grey(picture.pixels) else LEAST_NOISE
     if level < least:
         return Decision((), f"{found}, under {least:g}, and no trace of JPEG: nothing to do.")
     return Decision((Step("denoise", sigma=level),), f"{found}, no trace of JPEG: denoising.")
@@ -228,6 +235,19 @@ def estimate_noise(pixels: Pixels) -> float:
     """
     readings = READINGS_GREY if is_grey(pixels) else READINGS
     return float(np.interp(_weakest_direction(pixels), readings, TRUE_LEVELS))
+
+
+def estimate_luma_noise(pixels: Pixels) -> float:
+    """Standard deviation of the white noise in R, G and B that makes the noise of the luminance, in 8-bit levels.
+
+    For pictures whose colours were stored at half the resolution, as in WebP and video: there they are smooth, and
+    `estimate_noise` finds none.
+
+    Args:
+        pixels: (H, W, 3), uint8, uint16 or float32 (1 is white).
+    """
+    luma = _luminance(_scaled(pixels)).astype(np.float32) / 255
+    return min(estimate_noise(luma) / WHITE_IN_LUMA, 75.0)
 
 
 def _weakest_direction(pixels: Pixels) -> float:

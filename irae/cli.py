@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -92,6 +93,9 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="O
 
 def main() -> None:
     """Run the command; what the user can mend is one sentence on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what the terminal does not
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         if "" in sys.argv[1:]:  # which would be the present folder
             raise IraeError("An argument is empty, as a variable of the shell is that was never set.")
@@ -344,7 +348,13 @@ def _display(batch: Batch) -> Iterator[Any]:
         TextColumn("{task.fields[failures]}", style="red"),
     )
     live = err.is_terminal and len(batch.jobs) > 1
-    progress = Progress(*columns, console=err, transient=True, disable=not live, redirect_stdout=sys.stdout.isatty())
+    progress = Progress(
+        *columns,
+        console=err,
+        transient=True,
+        disable=not live,
+        redirect_stdout=bool(sys.stdout and sys.stdout.isatty()),
+    )
     with progress:
         task = progress.add_task("", total=len(batch.jobs), speed="", failures="")
         yield lambda speed, failures: progress.update(task, advance=1, speed=speed, failures=failures)
@@ -583,9 +593,9 @@ def experiments(
 
 @app.command()
 def evaluate(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report and its cache.")] = Path(
-        "report"
-    ),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for the report and its cache; one for each question.")
+    ] = Path("report"),
     task: Annotated[str, typer.Option("--task", help="Of denoise, jpeg, inpaint, photo.")] = "denoise,jpeg,inpaint",
     data: Annotated[
         str, typer.Option("--data", help="Image sets by name, or folders; commas between.  [default: the task's own]")
@@ -613,12 +623,13 @@ def evaluate(
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from irae.evaluation import Request, run, terminal_tables, write_report
+    from irae.evaluation import Request, check_folder, run, terminal_tables, write_report
     from irae.restorer import keep_freed_memory, pick_device
 
     def names(text: str) -> tuple[str, ...]:
         return tuple(part.strip() for part in text.split(",") if part.strip())
 
+    check_folder(output)
     keep_freed_memory()
     place = pick_device(device).type
     further = tuple(baseline or ())
@@ -733,6 +744,7 @@ def models() -> None:
     from irae.weights import installed_weights, model_facts
 
     table = Table("name", "task", "parameters", "MAC/pixel", "size")
+    table.columns[0].no_wrap = True
     for name, path in installed_weights().items():
         facts = model_facts(name)
         table.add_row(

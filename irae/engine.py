@@ -51,9 +51,9 @@ class Wishes:
         sigma: noise level in 8-bit levels. With "auto" it means denoising.
         jpeg_quality: libjpeg's quality, 1 to 100, of the JPEG that a picture in another format was before. Its grid is
             found; where none is, the first pixel is on it. With "auto" it means decompression.
-        mask: what is missing: a mask file (white = missing) or a folder of them by the pictures' names, "alpha"
-            (transparent = missing), "#rrggbb" (that colour = missing), or an array (H, W), not 0 = missing. With
-            "auto" it means inpainting.
+        mask: what is missing: a mask file (white = missing; it lies on the picture as a viewer shows both) or a folder
+            of them by the pictures' names, "alpha" (transparent = missing), "#rrggbb" (that colour = missing), or an
+            array (H, W), not 0 = missing. With "auto" it means inpainting.
         consistent: project a decompressed JPEG onto the images that its file could have come from; None: where the
             picture is that file.
         strength: 1 the network's image, 0 the input, between them their mixture.
@@ -220,6 +220,9 @@ class Engine:
                 _asked_jpeg(picture, wishes, jpeg) if t == "jpeg" else Need(t, sigma=wishes.sigma) for t in tasks
             )
             found = tuple(f"{need.task}, as asked{_goes_by(need, jpeg)}" for need in needs)
+        if wishes.sigma == 0:
+            needs = tuple(need for need in needs if need.sigma is None)
+            found = (*found, "Noise level 0, as asked: nothing to take out.")
         if wishes.consistent and any(need.task != "jpeg" for need in needs):
             more = ", ".join(need.task for need in needs if need.task != "jpeg")
             raise OptionError(f"After '{more}' nothing is consistent with a JPEG: give --task jpeg or no --consistent.")
@@ -348,13 +351,23 @@ def _missing(picture: Picture, mask: str | Path | Pixels, name: str) -> NDArray[
         pixels = picture.pixels[..., None] if picture.pixels.ndim == 2 else picture.pixels
         return np.asarray((pixels == colour).all(-1))
     assert isinstance(mask, Path)
-    height, width = picture.pixels.shape[:2]
-    path = mask_of(mask, name)
-    shades = read_image(path, max_pixels=max(MAX_PIXELS, height * width)).pixels
-    top = np.iinfo(shades.dtype).max
+    return _white_of(mask_of(mask, name), picture)
+
+
+def _white_of(path: Path, picture: Picture) -> NDArray[np.bool_]:
+    """What is white in a mask file, (H, W), in the stored orientation of the picture that it lies on."""
+    size = picture.pixels.shape[:2]
+    mask = read_image(path, max_pixels=max(MAX_PIXELS, size[0] * size[1]))
+    shades, top = mask.pixels, np.iinfo(mask.pixels.dtype).max
+    white = (shades if shades.ndim == 2 else shades.max(2)) > top // 2
+    if mask.alpha is not None:
+        white &= mask.alpha > top // 2
+        if not white.any() and mask.alpha.any() and not mask.alpha.all():
+            raise OptionError(f"{printable(path)} marks nothing as missing: white does that, transparency does not.")
     if 0 < shades.max() <= top // 2:
         raise OptionError(f"{printable(path)} marks nothing as missing: that is white, {top}, not {shades.max()}.")
-    return np.asarray((shades if shades.ndim == 2 else shades.max(2)) > top // 2)
+    placed = picture.stored(replace(mask, pixels=white).upright)
+    return placed if placed.shape == size else white
 
 
 def mask_of(path: Path, name: str) -> Path:

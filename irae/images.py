@@ -91,8 +91,17 @@ class Picture:
         """
         orientation = self.orientation
         turned = self.pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else self.pixels
-        rows, columns = (-1 if orientation in flipped else 1 for flipped in ((3, 4, 7, 8), (2, 3, 6, 7)))
-        return turned[::rows, ::columns]
+        return _flip(turned, orientation)
+
+    def stored(self, upright: np.ndarray) -> np.ndarray:
+        """What a viewer shows, (H, W) or (H, W, 3), in the stored orientation: undoes `upright`; a view."""
+        flipped = _flip(upright, self.orientation)
+        return flipped.swapaxes(0, 1) if self.orientation in (5, 6, 7, 8) else flipped
+
+
+def _flip(shown: np.ndarray, orientation: int) -> np.ndarray:
+    rows, columns = (-1 if orientation in flipped else 1 for flipped in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    return shown[::rows, ::columns]
 
 
 def is_image_path(path: str | Path) -> bool:
@@ -187,7 +196,10 @@ def _format_of(data: bytes) -> str:
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise ImageError(f"has {width} x {height} pixels, over the limit of {max_pixels}: cut or shrink it")
+        most = f"{max_pixels / 1e6:g} megapixels"
+        raise ImageError(
+            f"has {width} x {height} pixels, over the limit of {most}: raise it (--max-pixels) or cut it up"
+        )
 
 
 def _picture(

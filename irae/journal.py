@@ -84,6 +84,11 @@ class Journal:
             except (ValueError, TypeError, KeyError):  # the run was killed while it wrote this line
                 continue
 
+    @property
+    def results(self) -> set[Path]:
+        """All files that runs wrote."""
+        return {self.folder / name for entries in self._entries.values() for entry in entries for name in entry.written}
+
     def judge(
         self,
         paths: Sequence[Path],

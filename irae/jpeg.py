@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -41,6 +41,8 @@ _RGB = np.linalg.inv(_YCBCR)
 _TURNS = 32  # on the blocks that the image fills in part: after 16 nothing moves by a level any more
 _REPEATED = 0.2  # of a step: as far outside its bin a coefficient may lie then. Files of libjpeg end within 0.03 up to
 # quality 60 and 0.16 up to 95; lossless crops of photographs at 1 and more from quality 20 on, at 0.03 to 15 below
+# What libjpeg says of data that it cannot read; bytes between segments, which some cameras leave, are none of it.
+_CORRUPT = re.compile(rb"Corrupt JPEG data: (?!\d+ extraneous)")
 _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)  # all but stuffed bytes and restart markers
 TERMINAL = threading.Lock()  # jpeglib and the terminal are one for all threads
 
@@ -137,7 +139,7 @@ def _encode(pixels: np.ndarray, steps: list[np.ndarray], sampling: tuple[int, in
     file = io.BytesIO()
     options |= {"qtables": tables, "subsampling": _SUBSAMPLINGS[sampling]}
     try:
-        with _silence() if coarsest > 255 else nullcontext():  # libjpeg warns that this is not baseline
+        with _overheard() if coarsest > 255 else nullcontext():  # libjpeg warns that this is not baseline
             Image.fromarray(pixels).save(file, "JPEG", **options)
     except (OSError, ValueError) as error:
         height, width = pixels.shape[:2]
@@ -343,22 +345,25 @@ def _levels(data: bytes) -> tuple[np.ndarray, ...]:
     """(block rows, block columns, 8, 8) quantised coefficients of Y or of Y, Cb, Cr."""
     import jpeglib
 
-    with _silence(), tempfile.TemporaryDirectory() as folder, jpeglib.version("turbo210"):
+    with _overheard() as said, tempfile.TemporaryDirectory() as folder, jpeglib.version("turbo210"):
         path = os.path.join(folder, "image.jpg")
         with open(path, "wb") as file:
             file.write(data)
         jpeg = jpeglib.read_dct(path)
+        said.seek(0)
+        if _CORRUPT.search(said.read()):
+            raise ImageError("is damaged: get a whole copy of the file")
         return tuple(plane for plane in (jpeg.Y, jpeg.Cb, jpeg.Cr) if plane is not None)
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Keeps off the terminal what libjpeg says of odd files: C code writes it. One thread at a time gets in."""
-    with TERMINAL, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+def _overheard() -> Iterator[IO[bytes]]:
+    """Keeps off the terminal what libjpeg says of odd files, and gives it: C code writes it. One thread at a time."""
+    with TERMINAL, tempfile.TemporaryFile() as said, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         terminal = os.dup(2)
         try:
-            os.dup2(nowhere.fileno(), 2)
-            yield
+            os.dup2(said.fileno(), 2)
+            yield said
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)

@@ -33,7 +33,6 @@ from irae.images import (
     read_image,
     write_bytes,
 )
-from irae.journal import NAME as JOURNAL
 from irae.journal import Entry, Journal, Verdict, digest, digest_file
 from irae.jpeg import encode_jpeg, standard_tables
 from irae.masks import MASKS, mask_for
@@ -189,7 +188,9 @@ def plan(
             raise OptionError(f"{printable(output)} is a {written.upper()} file: leave --format out, or name another.")
     else:
         if output is not None and is_image_path(output) and not output.is_dir():
-            raise OptionError(f"{printable(output)} names one file, and there are several inputs: name a folder.")
+            raise OptionError(
+                f"{printable(output)} names one file, and the input is a folder or several: name a folder."
+            )
         jobs = _apart([job for path in inputs for job in _jobs(path, output, recursive, format, len(inputs) > 1)])
     return jobs
 
@@ -416,9 +417,10 @@ def recover_file(
         IraeError: there is no rest, or it does not belong to this image, these weights or this arithmetic.
     """
     _check_file(restored)
+    if restored.suffix == ".rest":
+        raise OptionError(f"{printable(restored)} is the rest: name the image beside it.")
     target = restored.with_name(f"{restored.stem.removesuffix('.restored')}.recovered{restored.suffix}")
-    if output is not None:
-        target = output / target.name if output.is_dir() else output
+    target = _placed(target, output)
     format = file_format(target).upper()
     _check_output(target, restored, overwrite)
     picture, rest = read_image(restored), rest_path(restored)
@@ -484,8 +486,7 @@ def degrade_file(clean: Path, output: Path | None, damage: Damage, overwrite: bo
     named = _target(clean, clean, None)
     ending = f"q{damage.jpeg}" if damage.jpeg else "holes" if damage.mask else "noisy"
     target = named.with_name(f"{named.stem}.{ending}{'.jpg' if damage.jpeg else named.suffix}")
-    if output is not None:
-        target = output / target.name if output.is_dir() else output
+    target = _placed(target, output)
     format = file_format(target).upper()
     if (format == "JPEG") != (damage.jpeg is not None):
         raise OptionError(f"{printable(target)}: a .jpg file is written with --jpeg QUALITY, and with that only.")
@@ -552,6 +553,13 @@ def file_format(path: Path) -> str:
     return SUFFIXES[path.suffix.lower()].lower()
 
 
+def _placed(target: Path, output: Path | None) -> Path:
+    """Where a single result goes: beside its input, or to the file or folder that is named."""
+    if output is None:
+        return target
+    return output / target.name if output.is_dir() or not output.suffix else output
+
+
 def _check_file(path: Path) -> None:
     if path.is_dir():
         raise OptionError(f"{printable(path)} is a folder: name an image in it.")
@@ -612,7 +620,8 @@ def _jobs(path: Path, output: Path | None, recursive: bool, format: str | None, 
             inside = source.relative_to(path)
             jobs.append(Job(source, _target(source, folder / inside, format), folder, skip, inside.parent))
     if not jobs:
-        raise OptionError(f"The folder {printable(path)} holds no images{'' if recursive else ' (try --recursive)'}.")
+        deeper = "" if recursive else " (try --recursive)"
+        raise OptionError(f"The folder {printable(path)} holds no PNG, TIFF, JPEG, WebP or BMP images{deeper}.")
     return jobs
 
 
@@ -622,6 +631,7 @@ def _images_in(folder: Path, recursive: bool) -> Iterator[Path]:
     Hidden files and folders and the results of earlier runs are none of it.
     """
     unreadable: list[Path] = []
+    results = set[Path]()
 
     def refuse(error: OSError) -> None:
         if Path(error.filename) == folder:
@@ -632,11 +642,12 @@ def _images_in(folder: Path, recursive: bool) -> Iterator[Path]:
         known = {*files, *(Path(name).stem for name in files)}
         for name in files:
             path = Path(place, name)
-            if not (name.startswith(".") or _is_result(name, known)) and is_image_path(path) and path.is_file():
+            hidden = name.startswith(".") or _is_result(name, known) or path in results
+            if not hidden and is_image_path(path) and path.is_file():
                 yield path
-        folders[:] = [
-            f for f in folders if recursive and not f.startswith(".") and not os.path.exists(Path(place, f, JOURNAL))
-        ]
+        folders[:] = [f for f in folders if recursive and not f.startswith(".")]
+        for inner in (Path(place, f) for f in folders):
+            results |= Journal(inner).results
     yield from unreadable
 
 

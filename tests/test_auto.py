@@ -162,6 +162,25 @@ def test_the_blocks_of_lossy_webp_are_not_taken_for_jpeg(clean: NDArray[Any]) ->
     assert decision.steps == () and "once" not in decision.found
 
 
+@pytest.mark.parametrize("quality", [90, 95])
+def test_noise_is_found_where_colours_were_halved(clean: NDArray[Any], quality: int) -> None:
+    """Lossy WebP takes the noise out of the colours, and none of the clean picture's detail passes for it."""
+
+    def as_webp(pixels: NDArray[Any]) -> Picture:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "WEBP", quality=quality)
+        return read_image(file.getvalue())
+
+    assert decide(as_webp(clean)).steps == ()
+    (step,) = decide(as_webp(noisy(clean, 25))).steps
+    assert step.task == "denoise" and step.sigma == pytest.approx(25, rel=0.2)
+
+
+def test_a_picture_too_small_to_measure_says_so() -> None:
+    strip = np.random.default_rng(0).integers(0, 256, (7, 600, 3), np.uint8)
+    assert "Too small" in decide(Picture(strip)).found
+
+
 def test_quality_of_tables() -> None:
     assert [equal_quality(standard_tables(q).luma) for q in (1, 10, 49, 50, 75, 95, 100)] == [
         1,

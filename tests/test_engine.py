@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from skimage.data import astronaut
 
 from irae.engine import Engine, Wishes
@@ -235,6 +236,38 @@ def test_the_size_chooses_the_weights(
     assert small.weights_digest("jpeg") == best.weights_digest("jpeg")  # which has one size
     assert best.restorer("photo").model.config.blocks == (2,)
     assert small.weights_digest("auto") == best.weights_digest("auto") == small.weights_digest("photo")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_mask_lies_on_the_picture_as_a_viewer_shows_both(
+    engines: dict[str, Engine], photo: Pixels, tmp_path: Path, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    turned = Picture(photo, exif=exif.tobytes().removeprefix(b"Exif\0\0"))
+    holes = np.zeros(photo.shape[:2], np.bool_)
+    holes[5:20, 30:60] = True
+    seen = replace(turned, pixels=holes.astype(np.uint8) * 255).upright
+    write_image(tmp_path / "seen.png", Picture(np.ascontiguousarray(seen)))
+    write_image(tmp_path / "stored.png", replace(turned, pixels=holes.astype(np.uint8) * 255))
+    for name in ("seen.png", "stored.png"):  # painted over what a viewer shows, or made of the file with its EXIF
+        (step,) = engines["inpaint"].plan(turned, Wishes(mask=tmp_path / name)).steps
+        assert np.array_equal(step.hints.mask, holes)
+
+
+def test_transparent_white_marks_nothing(engines: dict[str, Engine], photo: Pixels, tmp_path: Path) -> None:
+    holes = np.zeros(photo.shape[:2], np.uint8)
+    holes[5:20, 30:60] = 255
+    write_image(tmp_path / "brush.png", Picture(np.full_like(photo, 255), holes))
+    write_image(tmp_path / "black.png", Picture(np.zeros_like(photo), holes))
+    (step,) = engines["inpaint"].plan(Picture(photo), Wishes(mask=tmp_path / "brush.png")).steps
+    assert np.array_equal(step.hints.mask, holes > 0)
+    with pytest.raises(IraeError, match=r"black\.png marks nothing .* transparency does not"):
+        engines["inpaint"].plan(Picture(photo), Wishes(mask=tmp_path / "black.png"))
+
+
+def test_noise_of_level_0_changes_nothing(engines: dict[str, Engine], photo: Pixels) -> None:
+    assert engines["denoise"].plan(Picture(photo), Wishes(sigma=0)).steps == ()
 
 
 def test_a_mask_without_white_is_refused_unless_it_is_black(

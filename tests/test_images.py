@@ -733,7 +733,7 @@ def test_bad_files_are_refused(name, tmp_path, capfd):
     message = refusal(path)
     assert message.startswith(f"{path} ")
     if name.startswith("huge"):
-        assert "pixels, over the limit of 200000000" in message
+        assert "pixels, over the limit of 200 megapixels" in message
     for word, kinds in REASONS.items():
         assert name not in kinds or word in message
     assert capfd.readouterr() == ("", "")

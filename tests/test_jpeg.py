@@ -172,6 +172,20 @@ def test_damage_is_not_spoken_of(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_data_that_libjpeg_stumbles_over_is_refused(progressive, capfd):
+    """Pillow decodes it without a word; what comes after the damage is out of place and colour."""
+    whole = encode_jpeg(PHOTO, 75, progressive=progressive)
+    middle = len(whole) // 2
+    for damaged in (whole[:middle] + bytes(200) + whole[middle + 200 :], whole[:middle] + whole[middle + 64 :]):
+        assert read_image(damaged).pixels.shape == PHOTO.shape
+        with pytest.raises(ImageError, match="damaged"):
+            read_coefficients(damaged)
+    stray = whole[:-2] + b"\x12\x34" + whole[-2:]  # as some cameras write it
+    assert same(read_coefficients(stray), read_coefficients(whole))
+    assert capfd.readouterr() == ("", "")
+
+
 # ------------------------------------------------------------------------------------------------ refusals
 
 

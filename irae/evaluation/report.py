@@ -30,14 +30,15 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 import irae
-from irae.errors import one_line
-from irae.evaluation.methods import BUDGET, CLASSICAL, SHIPPED, Method
+from irae.errors import one_line, printable
+from irae.evaluation.methods import BUDGET, CLASSICAL, SHIPPED, EvaluationError, Method
 from irae.evaluation.protocols import DEFINITIONS, Image, Setting, rounded
 from irae.evaluation.published import PUBLISHED, UNDERTRAINED
-from irae.evaluation.runner import Costs, Entry
+from irae.evaluation.runner import CACHE, Costs, Entry
 from irae.evaluation.statistics import Mean, Paired, between_trainings, mean, paired
 from irae.images import read_image, write_bytes
 
+REPORT = ("report.html", "report.md", "results.json", "results.csv")
 CROP = 128  # pixels a side
 FEW = 10  # images; with fewer, bootstrap intervals are too narrow for a verdict
 SHOWN = 2  # images that the reference loses most on, and as many that it wins most on
@@ -93,15 +94,26 @@ def write_report(entries: Sequence[Entry], folder: Path, command: Sequence[str],
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         Path(__file__).with_name("report.html.j2").read_text()
     )
-    contents = {
-        "report.html": template.render(sections=sections, facts=facts, definitions=DEFINITIONS),
-        "report.md": markdown(sections, facts),
-        "results.json": json.dumps(_finite(as_json(entries, facts)), indent=1, allow_nan=False),
-        "results.csv": as_csv(entries),
-    }
-    for name, text in contents.items():
+    texts = (
+        template.render(sections=sections, facts=facts, definitions=DEFINITIONS),
+        markdown(sections, facts),
+        json.dumps(_finite(as_json(entries, facts)), indent=1, allow_nan=False),
+        as_csv(entries),
+    )
+    for name, text in zip(REPORT, texts, strict=True):
         write_bytes(folder / name, text.encode(errors="backslashreplace"), overwrite=True)  # file names may be anything
-    return [folder / name for name in contents]
+    return [folder / name for name in REPORT]
+
+
+def check_folder(folder: Path) -> None:
+    """See that a report replaces no other one's files: those of a folder with an evaluation's cache are its own.
+
+    Raises:
+        EvaluationError: it would.
+    """
+    taken = [folder / name for name in REPORT if (folder / name).exists()]
+    if taken and not (folder / CACHE).exists():
+        raise EvaluationError(f"{printable(taken[0])} exists, and no evaluation made it: give another --output.")
 
 
 def provenance(command: Sequence[str], device: str) -> dict[str, str]:
