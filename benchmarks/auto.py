@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from irae.auto import Decision, decide, estimate_jpeg_noise, estimate_noise
+from irae.auto import Decision, decide, estimate_jpeg_noise, estimate_luma_noise, estimate_noise
 from irae.datasets import image_paths
 from irae.degrade import CameraNoise, from_pixels, generator_for, to_pixels
 from irae.images import Picture, read_image
@@ -43,7 +43,8 @@ KINDS = [
     *(f"JPEG {quality}" for quality in (10, 30, 50, 75, 90, 95)),
     *("noise 10 JPEG 90", "noise 10 JPEG 75", "noise 25 JPEG 95", "noise 25 JPEG 75", "noise 25 JPEG 50"),
     *(f"PNG of JPEG {quality}" for quality in (10, 30, 50, 75, 90, 95)),
-    "PNG of noise 25 JPEG 75",
+    *("PNG of noise 25 JPEG 75", "PNG of noise 25 JPEG 99"),
+    *("clean shrunk WebP 90", "noise 10 WebP 90", "noise 15 WebP 90", "noise 25 WebP 90"),
     *(f"camera {level}" for level in (5, 10, 15, 30)),
 ]
 
@@ -60,9 +61,12 @@ def make(kind: str, image: Pixels, rng: Generator) -> File:
         return Picture(to_pixels(noise(from_pixels(image), generator).image)), None
     if sigma := level_of(kind):
         image = np.rint(image + sigma * rng.standard_normal(image.shape)).clip(0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    if "WebP" in kind:
+        Image.fromarray(image).save(file, "WEBP", quality=int(kind.split()[-1]))
+        return read_image(file.getvalue()), None
     if "JPEG" not in kind:
         return Picture(image), None
-    file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=int(kind.split()[-1]))
     picture = read_image(file.getvalue())
     if kind.startswith("PNG"):
@@ -78,6 +82,8 @@ def level_of(kind: str) -> int:
 
 def reading(picture: Picture, tables: JpegTables | None) -> float:
     """The noise level that is read from a file, whatever is decided then."""
+    if picture.lossy and tables is None:
+        return estimate_luma_noise(picture.pixels)
     return estimate_noise(picture.pixels) if tables is None else estimate_jpeg_noise(picture.pixels, tables.luma)
 
 

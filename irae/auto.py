@@ -29,7 +29,7 @@ WHITE_IN_LUMA = float(np.sqrt((LUMA_WEIGHTS**2).sum()))  # of the same noise in 
 # All chosen on training images (BSD400 and an ImageNet sample, also shrunk by area averaging), never on test images.
 LEAST_NOISE = 3.0  # clean ones read 2.9 at most, those with noise of level 5 at least 4.6
 LEAST_NOISE_GREY = 5.0  # without colour, fine texture passes for noise: clean ones read 2 on average, some up to 11
-LEAST_NOISE_IN_LUMA = 8.0  # clean ones read 7.2 at most, also as WebP of quality 90; level 10 there reads 10.5
+LEAST_NOISE_IN_LUMA = 10.0  # clean ones read 9.6 at most, as WebP of quality 90 8.5; level 10 there reads 10.5
 LEAST_NOISE_IN_JPEG = 9.0  # one in 20 clean ones, shrunk to half, reads more; level 10 reads 10 on average from 75 on
 LEAST_GRID = 8.0  # those without a grid score 2.9 at most, quality 98 with noise below at least 16
 LIGHT_QUALITY = 95  # what the training photographs have themselves

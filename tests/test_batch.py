@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from irae.batch import Batch, Failed, Outcome
 from irae.engine import Engine, Wishes
 from irae.images import Picture, read_image, write_image
-from irae.journal import LOCK, NAME, FolderLock, Journal, JournalError
+from irae.journal import LOCK, NAME, Entry, FolderLock, Journal, JournalError
 from irae.models.irae import IRAEConfig
 from irae.pipeline import Done, Gate, GateClosed, Settings, Skipped, check_outputs, plan
 from irae.restorer import OptionError
@@ -191,7 +191,7 @@ def test_what_is_no_input_is_left_out(folder: Path, photo: NDArray[Any]) -> None
     for name in ("._0.png", ".hidden/a.png", *results, "sub/a.png", "other.restored.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         write_image(folder / name, Picture(photo))
-    (folder / "old.restored" / NAME).touch()
+    Journal(folder / "old.restored").record(Entry("a.png", "", {}, {}, {"a.png": ""}))
     found = {job.source.relative_to(folder).as_posix() for job in plan([folder], recursive=True)}
     assert found == {*(f"{number}.png" for number in range(8)), "sub/a.png", "other.restored.png"}
 

@@ -347,6 +347,48 @@ def test_recover_without_a_rest_says_so(run: Run, noisy: Path) -> None:
     assert folder.code == 1 and "is a folder" in folder.err and len(folder.err.splitlines()) == 1
 
 
+def test_results_in_a_folder_hide_no_other_pictures_of_it(irae: Run, tmp_path: Path, photo: NDArray[Any]) -> None:
+    (tmp_path / "album").mkdir()
+    for name in ("a.png", "b.png", "album/own.png"):
+        write_image(tmp_path / name, Picture(photo))
+    assert irae(tmp_path / "a.png", tmp_path / "b.png", "-o", tmp_path / "album").code == 0
+    listed = irae(tmp_path, "-r", "--dry-run").out
+    assert [name for name in ("a.png ", "b.png ", "own.png ") if f"{name}->" in listed] == [
+        "a.png ",
+        "b.png ",
+        "own.png ",
+    ]
+    assert "album/a.png" not in listed and "album/b.png" not in listed
+
+
+def test_names_that_the_terminal_cannot_show_stop_nothing(noisy: Path, tmp_path: Path, weights_file: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("aЖ.png", "b.png"):
+        shutil.copy(noisy, folder / name)
+    command = [sys.executable, "-m", "irae.cli", "restore", str(folder), "--model", str(weights_file)]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "cp1252"})
+    assert done.returncode == 0 and rb"a\u0416.png" in done.stdout
+    assert {"aЖ.png", "b.png"} <= names(tmp_path / "in.restored")
+
+
+def test_a_folder_to_write_to_is_made(irae: Run, run: Run, noisy: Path, tmp_path: Path, weights_file: Path) -> None:
+    assert run("degrade", noisy, "--noise", "5", "-o", tmp_path / "one").code == 0
+    assert irae(noisy, "--keep-rest").code == 0
+    restored = tmp_path / "noisy.restored.png"
+    assert "name the image" in run("recover", f"{restored}.rest").err
+    assert run("recover", restored, "--model", weights_file, "-o", tmp_path / "two").code == 0
+    assert names(tmp_path / "one") == {"noisy.noisy.png"} and names(tmp_path / "two") == {"noisy.recovered.png"}
+
+
+def test_a_report_replaces_no_file_of_the_users(run: Run, noisy: Path, tmp_path: Path) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "results.csv").write_text("mine")
+    command = ("evaluate", "--data", noisy.parent, "--models", "input", "-o", tmp_path / "report")
+    result = run(*command)
+    assert result.code == 2 and "results.csv exists" in result.err and names(tmp_path / "report") == {"results.csv"}
+
+
 @pytest.mark.parametrize("seed", ["-1", "99999999999999999999"])
 @pytest.mark.parametrize("command", [("experiments", "fixed-point"), ("probe",)])
 def test_a_seed_that_no_generator_takes_is_refused(run: Run, command: tuple[str, ...], seed: str) -> None:
