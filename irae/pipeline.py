@@ -45,6 +45,8 @@ Pixels = NDArray[Any]
 SUBSAMPLINGS = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
 INEXACT = "{} does not keep these pixels exactly, and the rest needs that: write PNG or TIFF."
 BYTES_A_PIXEL = 64  # of an image in flight, from its file's bytes to those of its result
+RAW = {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}
+FOREIGN = RAW | {".heic", ".heif", ".avif", ".jxl", ".gif", ".jp2"}  # what is not read here
 FORMAT_SUFFIXES = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg", "webp": ".webp", "bmp": ".bmp"}
 
 
@@ -616,17 +618,22 @@ def _jobs(path: Path, output: Path | None, recursive: bool, format: str | None, 
     for source in sorted(_images_in(path, recursive)):
         place = source.resolve()
         if resolved.is_relative_to(results) or not place.is_relative_to(results):
-            skip = "" if place.is_relative_to(resolved) else "a link that leads out of the folder is not followed"
-            inside = source.relative_to(path)
-            jobs.append(Job(source, _target(source, folder / inside, format), folder, skip, inside.parent))
-    if not jobs:
+            inside, skip = source.relative_to(path), ""
+            if is_foreign := source.suffix.lower() in FOREIGN:
+                skip = "a format that is not read (convert it to PNG or TIFF)"
+            elif not place.is_relative_to(resolved):
+                skip = "a link that leads out of the folder is not followed"
+            target = folder / inside if is_foreign else _target(source, folder / inside, format)
+            jobs.append(Job(source, target, folder, skip, inside.parent))
+    if all(job.source.suffix.lower() in FOREIGN for job in jobs):
         deeper = "" if recursive else " (try --recursive)"
         raise OptionError(f"The folder {printable(path)} holds no PNG, TIFF, JPEG, WebP or BMP images{deeper}.")
     return jobs
 
 
 def _images_in(folder: Path, recursive: bool) -> Iterator[Path]:
-    """The image files in a folder, and sub-folders that cannot be read, whose reading will tell why.
+    """The image files in a folder, of foreign formats too, and sub-folders that cannot be read, whose reading will tell
+    why.
 
     Hidden files and folders and the results of earlier runs are none of it.
     """
@@ -643,7 +650,7 @@ def _images_in(folder: Path, recursive: bool) -> Iterator[Path]:
         for name in files:
             path = Path(place, name)
             hidden = name.startswith(".") or _is_result(name, known) or path in results
-            if not hidden and is_image_path(path) and path.is_file():
+            if not hidden and (is_image_path(path) or path.suffix.lower() in FOREIGN) and path.is_file():
                 yield path
         folders[:] = [f for f in folders if recursive and not f.startswith(".")]
         for inner in (Path(place, f) for f in folders):

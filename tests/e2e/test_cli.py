@@ -361,6 +361,19 @@ def test_results_in_a_folder_hide_no_other_pictures_of_it(irae: Run, tmp_path: P
     assert "album/a.png" not in listed and "album/b.png" not in listed
 
 
+def test_formats_that_are_not_read_are_counted(irae: Run, noisy: Path, tmp_path: Path) -> None:
+    """And do not take the name of the picture beside them, as telephones write both."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.png", "a.HEIC", "notes.txt"):
+        shutil.copy(noisy, folder / name)
+    result = irae(folder)
+    assert result.code == 0 and "1 of 2 images restored; 1 skipped: a format that is not read" in result.err
+    assert names(tmp_path / "in.restored") - {".irae-journal.jsonl"} == {"a.png"}
+    (folder / "a.png").unlink()
+    assert "no PNG, TIFF, JPEG, WebP or BMP" in irae(folder).err
+
+
 def test_names_that_the_terminal_cannot_show_stop_nothing(noisy: Path, tmp_path: Path, weights_file: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
