@@ -162,7 +162,7 @@ class _MemoryFree(torch.autograd.Function):
             "dtype": torch.get_autocast_dtype(device),
         }
         ctx.steps, ctx.params = steps, params
-        ctx.first = _sample(a).clone(), _sample(b).clone()
+        ctx.first = a.mean(1), b.mean(1)
         state = (a, b)
         for step in steps:
             state = step(state, cond)
@@ -198,20 +198,15 @@ class _MemoryFree(torch.autograd.Function):
         return None, *grad_state, grad_cond, *(total.get(p) for p in ctx.params)
 
 
-def _sample(stream: Tensor) -> Tensor:
-    """One pixel in 64, by which one sees whether a state was rebuilt: parts spread their rounding errors."""
-    return stream[..., ::8, ::8]
-
-
-def _check_rebuilt(state: State, first: State, dtype: torch.dtype) -> None:
-    """Raises RuntimeError where a chain's first state was not rebuilt, of which samples were kept; NaN, which the
-    gradients show too, passes.
+def _check_rebuilt(state: State, means: State, dtype: torch.dtype) -> None:
+    """Raises RuntimeError where a chain's first state was not rebuilt, of which the means over channels were kept; NaN,
+    which the gradients show too, passes.
     """
-    if not first[0].numel():
+    if not means[0].numel():
         return
-    error = max(float((_sample(rebuilt) - stream).abs().max()) for rebuilt, stream in zip(state, first, strict=True))
-    size = max(float(stream.abs().max()) for stream in first)
-    if error > 1e-3 + (1e-2 + 16 * torch.finfo(dtype).eps) * size:
+    error = max(float((rebuilt.mean(1) - mean).abs().max()) for rebuilt, mean in zip(state, means, strict=True))
+    size = max(float(mean.abs().max()) for mean in means)
+    if error > 1e-3 + (1e-3 + 16 * torch.finfo(dtype).eps) * size:  # gradients as they should be: 1e-5 at most
         raise RuntimeError(
             f"The input of a memory-free chain came back {error:.2g} off, so that its gradients would be wrong: its "
             "weights magnify rounding errors too much. Use memory_free=False, float64 or smaller weights."
