@@ -515,7 +515,7 @@ def _repeat(step: Step, state: Tensor, size: Tensor, tol: float, max_iter: int) 
 
     Returns each sample's best x, its relative residual, and the iterations it took.
     """
-    eps, patience = torch.finfo(size.dtype).eps, 10
+    floor, patience = 100 * torch.finfo(size.dtype).eps, 10
     best, error = torch.empty(0), torch.full_like(size, torch.inf)
     iterations = torch.zeros(len(size), dtype=torch.long, device=size.device)
     idle, open_ = torch.zeros_like(iterations), torch.ones_like(size, dtype=torch.bool)
@@ -524,7 +524,6 @@ def _repeat(step: Step, state: Tensor, size: Tensor, tol: float, max_iter: int) 
         now = _norm(residual) / size
         better = open_ & (now < error)
         best = torch.where(better.view(-1, *(1,) * (x.dim() - 1)), x, best) if len(best) else x
-        floor = 100 * eps * (_norm(x) / size).clamp_min(1)
         idle = torch.where((now < 0.9 * error) | (error > floor), 0, idle + 1)
         error = torch.where(better, now, error)
         open_ = open_ & (error > tol) & now.isfinite() & (idle < patience)
