@@ -33,6 +33,7 @@ from irae.images import (
     read_image,
     write_bytes,
 )
+from irae.journal import NAME as JOURNAL
 from irae.journal import Entry, Journal, Verdict, digest, digest_file
 from irae.jpeg import encode_jpeg, standard_tables
 from irae.masks import MASKS, mask_for
@@ -654,7 +655,8 @@ def _images_in(folder: Path, recursive: bool) -> Iterator[Path]:
                 yield path
         folders[:] = [f for f in folders if recursive and not f.startswith(".")]
         for inner in (Path(place, f) for f in folders):
-            results |= Journal(inner).results
+            if os.path.exists(inner / JOURNAL):  # not where the folder cannot be read, which comes out in its turn
+                results |= Journal(inner).results
     yield from unreadable
 
 

@@ -226,14 +226,20 @@ def test_a_folder_that_cannot_be_read_stops_no_other(
     run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "sub").mkdir()
-    scandir = os.scandir
+    scandir, stat = os.scandir, os.stat
 
     def closed(path: Any) -> Any:
         if str(path).endswith("sub"):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return scandir(path)
 
+    def closed_inside(path: Any, **options: Any) -> Any:
+        if str(path).endswith(f"sub/{NAME}"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
     monkeypatch.setattr(os, "scandir", closed)
+    monkeypatch.setattr(os, "stat", closed_inside)
     *done, failed = run()
     assert len(done) == 8 and all(isinstance(outcome, Done) for outcome in done)
     assert isinstance(failed, Failed) and "sub cannot be read" in failed.sentence
