@@ -82,7 +82,8 @@ SizeOption = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="small, best, or weights by name (`irae models`) or path.  [default: small on a CPU, best on a GPU]",
+        help="small, best, or weights by name (`irae models`) or path.",
+        show_default="small on a CPU, best on a GPU",
     ),
 ]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
@@ -135,7 +136,7 @@ def restore(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help="File or folder to write; - for standard output.  [default: beside the input]"
+            "-o", "--output", help="File or folder to write; - for standard output.", show_default="beside the input"
         ),
     ] = None,
     task: Annotated[
@@ -143,13 +144,14 @@ def restore(
     ] = Task.auto,
     sigma: Annotated[
         float | None,
-        typer.Option("--sigma", help="Noise level in 8-bit levels, 0 to 255.  [default: found]"),
+        typer.Option("--sigma", help="Noise level in 8-bit levels, 0 to 255.", show_default="found"),
     ] = None,
     jpeg_quality: Annotated[
         int | None,
         typer.Option(
             "--jpeg-quality",
-            help="Of the JPEG that a PNG once was, 1 to 100; a JPEG file tells its own.  [default: found]",
+            help="Of the JPEG that a PNG once was, 1 to 100; a JPEG file tells its own.",
+            show_default="found",
         ),
     ] = None,
     mask: Annotated[
@@ -167,7 +169,8 @@ def restore(
         bool | None,
         typer.Option(
             "--consistent/--no-consistent",
-            help="Keep to the images that the JPEG file could have come from.  [default: yes, for JPEG files]",
+            help="Keep to the images that the JPEG file could have come from.",
+            show_default="yes, for JPEG files",
         ),
     ] = None,
     strength: Annotated[
@@ -186,12 +189,12 @@ def restore(
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Sub-folders too, mirrored.")] = False,
     format: Annotated[
         Format | None,
-        typer.Option("--format", help="Format to write.  [default: the input's; PNG for JPEG and lossy WebP]"),
+        typer.Option("--format", help="Format to write.", show_default="the input's; PNG for JPEG and lossy WebP"),
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Also write input and result side by side.")] = False,
     keep_rest: Annotated[
         bool,
-        typer.Option("--keep-rest", help="Also write what is left, 128 bytes a pixel, for `irae recover`."),
+        typer.Option("--keep-rest", help="Also write what is left, about 130 bytes a pixel, for `irae recover`."),
     ] = False,
     overwrite: OverwriteOption = False,
     max_pixels: Annotated[
@@ -435,7 +438,9 @@ def recover(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="File or folder to write, for one input.  [default: NAME.recovered.png]"),
+        typer.Option(
+            "-o", "--output", help="File or folder to write, for one input.", show_default="NAME.recovered.png"
+        ),
     ] = None,
     model: ModelOption = None,
     device: DeviceOption = Device.auto,
@@ -472,13 +477,18 @@ def degrade(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help="File or folder to write.  [default: NAME.noisy.png, NAME.q30.jpg, NAME.holes.png]"
+            "-o",
+            "--output",
+            help="File or folder to write.",
+            show_default="NAME.noisy.png, NAME.q30.jpg, NAME.holes.png",
         ),
     ] = None,
     kind: Annotated[
         str, typer.Option("--kind", help="Of the noise: gaussian, varying, poisson or camera.")
     ] = "gaussian",
-    subsampling: Annotated[str, typer.Option("--subsampling", help="Of the JPEG's chroma.")] = "4:2:0",
+    subsampling: Annotated[
+        str, typer.Option("--subsampling", help="Of the JPEG's chroma: 4:4:4, 4:2:2 or 4:2:0.")
+    ] = "4:2:0",
     seed: Annotated[int, typer.Option("--seed", help="Another seed, other noise and holes.")] = 0,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -521,7 +531,7 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/denoise.toml.")],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Folder for checkpoint, log and weights.  [default: runs/NAME]"),
+        typer.Option("-o", "--output", help="Folder for checkpoint, log and weights.", show_default="runs/NAME"),
     ] = None,
     data_root: RootOption = None,
     device: DeviceOption = Device.auto,
@@ -531,7 +541,9 @@ def train(
     every: Annotated[int, typer.Option("--every", min=1, help="Steps between evaluations.")] = 1000,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=0, help="Processes that make batches.  [default: 1; with a GPU all cores but 2]"),
+        typer.Option(
+            "--workers", min=0, help="Processes that make batches.", show_default="1; with a GPU all cores but 2"
+        ),
     ] = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Fuse the network by torch.compile: quicker steps, a slower start.")
@@ -542,12 +554,12 @@ def train(
     Ctrl-C stops after the present step, with a checkpoint for --resume; a second one stops at once. Exit code 130 then.
     """
     from irae.restorer import pick_device, pick_precision
-    from irae.training.recipe import load_recipe
+    from irae.training.recipe import find_recipe, load_recipe
     from irae.training.train import Options
     from irae.training.train import train as run
     from irae.weights import weights_info
 
-    loaded = load_recipe(recipe)
+    loaded = load_recipe(find_recipe(recipe))
     folder = output or Path("runs") / loaded.name
     place = pick_device(device)
     options = Options(place.type, pick_precision(precision, place), max_minutes, resume, every, workers, compile)
@@ -568,7 +580,7 @@ def experiments(
     name: Annotated[str, typer.Argument(help="fixed-point, mnist, padding, depth or blocks.")],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Folder for table and plot.  [default: experiments/NAME]"),
+        typer.Option("-o", "--output", help="Folder for table and plot.", show_default="experiments/NAME"),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A look in less than a minute; its figures prove little.")
@@ -598,10 +610,16 @@ def evaluate(
     ] = Path("report"),
     task: Annotated[str, typer.Option("--task", help="Of denoise, jpeg, inpaint, photo.")] = "denoise,jpeg,inpaint",
     data: Annotated[
-        str, typer.Option("--data", help="Image sets by name, or folders; commas between.  [default: the task's own]")
+        str,
+        typer.Option("--data", help="Image sets by name, or folders; commas between.", show_default="the task's own"),
     ] = "",
     models: Annotated[
-        str, typer.Option("--models", help="Methods; commas between.  [default: all that are installed]")
+        str,
+        typer.Option(
+            "--models",
+            help="Methods, such as irae,irae-best,twin,dncnn,opencv; commas between. A wrong name lists all.",
+            show_default="all that are installed",
+        ),
     ] = "",
     baseline: Annotated[
         list[str] | None,
@@ -610,7 +628,8 @@ def evaluate(
         ),
     ] = None,
     settings: Annotated[
-        str, typer.Option("--settings", help="Such as sigma25,sigma25-file or q10,q10-grey.  [default: the usual ones]")
+        str,
+        typer.Option("--settings", help="Such as sigma25,sigma25-file or q10,q10-grey.", show_default="the usual ones"),
     ] = "",
     limit: Annotated[int, typer.Option("--limit", min=0, help="Only so many images of each set; 0: all.")] = 0,
     speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Measure time and memory of each method.")] = True,
@@ -670,11 +689,12 @@ def probe(
         str,
         typer.Option(
             "--instruments",
-            help="Of inverse, jacobian, reconstruction, ksg, infonce, smile; commas between.  [default: all but smile]",
+            help="Of inverse, jacobian, reconstruction, ksg, infonce, smile; commas between.",
+            show_default="all but smile",
         ),
     ] = "",
     layers: Annotated[
-        str, typer.Option("--layers", help="Layers by name, or all; commas between.  [default: the main ones]")
+        str, typer.Option("--layers", help="Layers by name, or all; commas between.", show_default="the main ones")
     ] = "",
     patch: Annotated[int, typer.Option("--patch", min=1, help="Side of the patches in pixels.")] = 16,
     sigma: Annotated[float, typer.Option("--sigma", help="Noise level of the input in 8-bit levels.")] = 25.0,

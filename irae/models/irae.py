@@ -1,7 +1,8 @@
 """IRAE, the Invertible Restoring Autoencoder: an invertible encoder, a code, an invertible decoder.
 
-After Liu et al., "Invertible Restoring Autoencoder", ICONIP 2020. The image stream carries the input to the output,
-so the blocks learn the residual; what is not the image at the end is the rest, from which the input comes back.
+After Liu et al., "Are Deep Neural Architectures Losing Information? Invertibility Is Indispensable", ICONIP 2020. The
+image stream carries the input to the output, so the blocks learn the residual; what is not the image at the end is the
+rest, from which the input comes back.
 """
 
 from __future__ import annotations

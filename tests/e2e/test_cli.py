@@ -526,6 +526,24 @@ def test_help_and_usage_errors_load_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]" and "--sigma" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [
+        ("restore", "beside the input"),
+        ("restore", "found"),
+        ("recover", "NAME.recovered.png"),
+        ("train", "runs/NAME"),
+        ("evaluate", "all that are installed"),
+        ("probe", "the main ones"),
+    ],
+)
+def test_help_says_what_a_missing_option_stands_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str, default: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert f"[default: ({default})]" in run(command, "--help").out
+
+
 def test_the_file_beside_the_package_runs_it() -> None:
     done = subprocess.run([sys.executable, "cli.py", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("irae ")
@@ -554,6 +572,13 @@ def test_a_recipe_trains_weights_that_restore(run: Run, noisy: Path, tmp_path: P
     wrong = run("train", tmp_path / "addtive.toml", "-o", tmp_path / "wrong")
     assert wrong.code == 2 and "choose one of additive" in wrong.err
     assert run("train", tmp_path / "missing.toml").code == 2
+
+
+def test_shipped_recipes_are_found_from_anywhere(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("train", "recipes/denoise.toml", "--data-root", tmp_path / "nowhere")
+    assert result.code == 2 and "nowhere is not a folder" in result.err
+    assert "cannot be read" in run("train", "recipes/none.toml").err
 
 
 def test_an_interrupted_training_goes_on_from_its_last_step(run: Run, noisy: Path, tmp_path: Path) -> None:
