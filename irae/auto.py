@@ -57,12 +57,12 @@ CROP = 512  # pixels a side in which the grid is looked for
 
 
 @dataclass(frozen=True)
-class Step:
-    """One restoration.
+class Need:
+    """One restoration that a picture needs.
 
     Attributes:
-        task: "denoise", "photo", "jpeg" or "inpaint".
-        sigma: noise level in 8-bit levels, of "denoise".
+        task: "denoise", "photo" or "jpeg".
+        sigma: noise level in 8-bit levels, of "denoise" and "photo"; None where it is not known.
         offset: row and column, 0 to 7, where the first whole JPEG block begins; of "jpeg".
         quality: libjpeg's quality factor, None where it is not known or the tables are others; of "jpeg".
     """
@@ -90,7 +90,7 @@ class Compression:
 class Decision:
     """The steps, in their order, none for a picture that needs nothing; and what was found, a sentence a line."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[Need, ...]
     found: str
 
 
@@ -147,7 +147,7 @@ def decide(
         left = residue(picture.pixels, photo)
         if left.level * left.correlation >= LEAST_CAMERA and left.correlation >= LEAST_CORRELATION:
             noise = f"level {left.level:.1f} or more, correlation of neighbours {left.correlation:.2f}"
-            return Decision((Step("photo"),), f"Noise as a camera makes it found ({noise}): restoring a photograph.")
+            return Decision((Need("photo"),), f"Noise as a camera makes it found ({noise}): restoring a photograph.")
     if found_grid is not None:
         return _decide_jpeg(picture.pixels, luma, like, found_grid, place)
     if min(picture.pixels.shape[:2]) < LEAST_SIDE:
@@ -156,11 +156,11 @@ def decide(
     least = LEAST_NOISE_GREY if grey else LEAST_NOISE
     if not grey and level < least and (in_luma := estimate_luma_noise(picture.pixels)) >= LEAST_NOISE_IN_LUMA:
         found = f"Noise level {in_luma:.1f} found in the luminance of the {picture.format}, whose colours are smooth"
-        return Decision((Step("denoise", sigma=in_luma),), f"{found}, no trace of JPEG: denoising.")
+        return Decision((Need("denoise", sigma=in_luma),), f"{found}, no trace of JPEG: denoising.")
     found = f"Noise level {level:.1f} found in the {picture.format}"
     if level < least:
         return Decision((), f"{found}, under {least:g}, and no trace of JPEG: nothing to do.")
-    return Decision((Step("denoise", sigma=level),), f"{found}, no trace of JPEG: denoising.")
+    return Decision((Need("denoise", sigma=level),), f"{found}, no trace of JPEG: denoising.")
 
 
 def find_grid(picture: Picture) -> tuple[int, int] | None:
@@ -178,13 +178,13 @@ def _decide_jpeg(pixels: Pixels, luma: Pixels, like: Compression, offset: tuple[
     own = "" if like.libjpeg else ", with tables that are not libjpeg's"
     steps, found = [], f"Quality {like.quality} found in {place}{own}"
     if like.quality < LIGHT_QUALITY:
-        steps.append(Step("jpeg", offset=offset, quality=like.quality if like.libjpeg else None))
+        steps.append(Need("jpeg", offset=offset, quality=like.quality if like.libjpeg else None))
         found += ": JPEG decompression."
     else:
         found += f", at least {LIGHT_QUALITY}: no JPEG decompression."
     level = estimate_jpeg_noise(pixels, luma, offset)
     if level >= LEAST_NOISE_IN_JPEG:
-        steps.append(Step("denoise", sigma=level))
+        steps.append(Need("denoise", sigma=level))
         return Decision(tuple(steps), f"{found}\nNoise level {level:.1f} found below the compression: denoising.")
     return Decision(tuple(steps), f"{found}\nNo noise of level {LEAST_NOISE_IN_JPEG:g} or more below the compression.")
 

@@ -38,44 +38,11 @@ app = typer.Typer(
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
-
-class Task(StrEnum):
-    """What can be restored."""
-
-    auto = "auto"
-    denoise = "denoise"
-    photo = "photo"
-    jpeg = "jpeg"
-    inpaint = "inpaint"
-
-
-class Device(StrEnum):
-    """Where to compute."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
-
-
-class Precision(StrEnum):
-    """How to compute."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class Format(StrEnum):
-    """What to write."""
-
-    png = "png"
-    tiff = "tiff"
-    jpeg = "jpeg"
-    webp = "webp"
-    bmp = "bmp"
-
+# What `irae.restorer` and `irae.pipeline` know, which are too heavy to import for a word of help.
+Task = StrEnum("Task", "auto denoise photo jpeg inpaint")
+Device = StrEnum("Device", "auto cpu cuda mps")
+Precision = StrEnum("Precision", "auto fp32 bf16 fp16")
+Format = StrEnum("Format", "png tiff jpeg webp bmp")
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="Weights by name (`irae models`) or path.")]
 SizeOption = Annotated[
@@ -87,6 +54,9 @@ SizeOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
+MaxPixelsOption = Annotated[
+    float, typer.Option("--max-pixels", min=0, help="Refuse larger images; in megapixels.", show_default=True)
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist; never an input.")]
 RootOption = Annotated[Path | None, typer.Option("--data-root", envvar="IRAE_DATA", help="Where the image sets lie.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of all that is random.")]
@@ -197,9 +167,7 @@ def restore(
         typer.Option("--keep-rest", help="Also write what is left, about 130 bytes a pixel, for `irae recover`."),
     ] = False,
     overwrite: OverwriteOption = False,
-    max_pixels: Annotated[
-        float, typer.Option("--max-pixels", min=0, help="Refuse larger images; in megapixels.", show_default=True)
-    ] = 200.0,
+    max_pixels: MaxPixelsOption = 200.0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would be done, and why; no image is decoded.")
     ] = False,
@@ -230,11 +198,9 @@ def restore(
     missing = mask_color if mask_color is not None else mask if mask in (None, ALPHA) else Path(mask)
     if isinstance(missing, Path) and not missing.exists():
         raise OptionError(f"There is no mask {printable(missing)}.")
-    if not math.isfinite(max_pixels):
-        raise OptionError("The limit of --max-pixels is a number of megapixels.")
     wishes = Wishes(task, sigma, jpeg_quality, missing, consistent, strength, ensemble)
     keep_freed_memory()
-    settings = Settings(wishes, keep_rest, compare, overwrite, round(max_pixels * 1e6))
+    settings = Settings(wishes, keep_rest, compare, overwrite, _pixels(max_pixels))
     if Path("-") in (*inputs, output):
         if len(inputs) != 1 or inputs[0].is_dir() or keep_rest or compare or as_json or dry_run:
             raise OptionError("Standard input and output take one image and nothing beside it.")
@@ -445,6 +411,7 @@ def recover(
     model: ModelOption = None,
     device: DeviceOption = Device.auto,
     overwrite: OverwriteOption = False,
+    max_pixels: MaxPixelsOption = 200.0,
 ) -> None:
     """Give back the damaged image that was restored with --keep-rest, bit for bit."""
     from irae.batch import failure_sentence
@@ -453,10 +420,10 @@ def recover(
 
     if output is not None and len(restored) > 1:
         raise OptionError("One output file takes one input.")
-    failed = 0
+    failed, most = 0, _pixels(max_pixels)
     for path in restored:
         try:
-            target = recover_file(path, output, model, device, overwrite)
+            target = recover_file(path, output, model, device, overwrite, most)
             out.print(f"{printable(path)} -> {printable(target)}", markup=False)
         except Exception as error:  # whatever it is, the other files have nothing to do with it
             failed += 1
@@ -491,6 +458,7 @@ def degrade(
     ] = "4:2:0",
     seed: Annotated[int, typer.Option("--seed", help="Another seed, other noise and holes.")] = 0,
     overwrite: OverwriteOption = False,
+    max_pixels: MaxPixelsOption = 200.0,
 ) -> None:
     """Damage a clean image, to try things out: noise, then holes or JPEG compression.
 
@@ -499,7 +467,7 @@ def degrade(
     from irae.pipeline import Damage, degrade_file
 
     damage = Damage(noise, kind, mask, jpeg, subsampling, seed)
-    for target in degrade_file(clean, output, damage, overwrite):
+    for target in degrade_file(clean, output, damage, overwrite, _pixels(max_pixels)):
         out.print(f"{printable(clean)} -> {printable(target)}", markup=False)
 
 
@@ -640,31 +608,24 @@ def evaluate(
 
     A broken run goes on where it stopped, and a further method costs only itself.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from irae.evaluation import Request, check_folder, run, terminal_tables, write_report
+    from irae.evaluation import Request, check_folder, failures, run, terminal_tables, write_report
     from irae.restorer import keep_freed_memory, pick_device
-
-    def names(text: str) -> tuple[str, ...]:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
 
     check_folder(output)
     keep_freed_memory()
     place = pick_device(device).type
     further = tuple(baseline or ())
-    request = Request(names(task), names(data), names(models), further, names(settings), limit, speed, place, data_root)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        scores = bar.add_task("", total=None)
-        entries = run(
-            request, output, lambda done, total, what: bar.update(scores, completed=done, total=total, description=what)
-        )
+    request = Request(
+        _names(task), _names(data), _names(models), further, _names(settings), limit, speed, place, data_root
+    )
+    with _progress() as tick:
+        entries = run(request, output, tick)
     written = write_report(entries, output, ["irae", *sys.argv[1:]], place)
     for table in terminal_tables(entries):
         out.print(table, markup=not isinstance(table, str))
     for path in written:
         out.print(f"Written: {printable(path)}", markup=False)
-    failed = [f"{name} failed: {error}" for entry in entries for name, error in entry.failed.items()]
+    failed = [sentence for entry in entries for sentence in failures(entry)]
     for sentence in failed:
         _complain(sentence)
     if failed:
@@ -715,37 +676,25 @@ def probe(
     Bits per pixel at a stated precision, of the noisy input and of the clean image. The inverse certifies; all other
     instruments estimate.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     import irae.probe as probing
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     start = time.monotonic()
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        steps = bar.add_task("", total=None)
-        if self_test:
-            outcomes = probing.self_test(
-                seed, done=lambda n, total: bar.update(steps, completed=n, total=total, description="self-test")
-            )
-        else:
-            chosen: dict[str, Any] = dict(probing.QUICK) if quick else {}
-            for key, text in (("instruments", instruments), ("layers", layers), ("models", models)):
-                if text:
-                    chosen[key] = tuple(part.strip() for part in text.split(",") if part.strip())
-            settings = probing.Settings(**chosen, data=data, side=patch, noise=sigma, precision=precision, seed=seed)
-            reports = probing.run(
-                settings,
-                output,
-                data_root,
-                lambda n, total, what: bar.update(steps, completed=n, total=total, description=what),
-            )
-    seconds = time.monotonic() - start
     if self_test:
+        with _progress() as tick:
+            outcomes = probing.self_test(seed, tick)
         out.print(probing.self_test_table(outcomes))
         failed, below = (sum(each) for each in zip(*((not o.passed, o.lower) for o in outcomes), strict=True))
-        bounds = f"{below} of them as lower bounds, which may fall short"
+        bounds, seconds = f"{below} of them as lower bounds, which may fall short", time.monotonic() - start
         out.print(f"{len(outcomes) - failed} of {len(outcomes)} within tolerance ({bounds}), {seconds:.0f} s")
         raise typer.Exit(1 if failed else 0)
+    chosen: dict[str, Any] = dict(probing.QUICK) if quick else {}
+    for key, text in (("instruments", instruments), ("layers", layers), ("models", models)):
+        if text:
+            chosen[key] = _names(text)
+    settings = probing.Settings(**chosen, data=data, side=patch, noise=sigma, precision=precision, seed=seed)
+    with _progress() as tick:
+        reports = probing.run(settings, output, data_root, tick)
+    seconds = time.monotonic() - start
     written = probing.write_report(reports, settings, output, shlex.join(["irae", *sys.argv[1:]]), seconds)
     for report in reports:
         for part in probing.shown(report):
@@ -754,6 +703,31 @@ def probe(
         out.print(note, markup=False)
     for path in written:
         out.print(f"Written: {printable(path)}", markup=False)
+
+
+def _pixels(megapixels: float) -> int:
+    """The pixels of --max-pixels."""
+    from irae.restorer import OptionError
+
+    if not math.isfinite(megapixels):
+        raise OptionError("The limit of --max-pixels is a number of megapixels.")
+    return round(megapixels * 1e6)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on a terminal; gives the function that moves it: steps done, all steps, and what comes next."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        steps = bar.add_task("", total=None)
+        yield lambda done, total, what: bar.update(steps, completed=done, total=total, description=what)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from irae.jpeg import JpegTables
+from irae.jpeg import JpegTables
 
 JPEG_PERIOD = 16  # of the grid where chroma is halved: a block of 8 x 8 chroma samples covers 16 x 16 pixels
 JPEG_HARMONICS = 4

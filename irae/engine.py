@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from irae.auto import Step as Need
-from irae.auto import decide, estimate_compression, find_grid
+from irae.auto import Need, decide, estimate_compression, find_grid
 from irae.ensemble import ensemble
 from irae.errors import printable
 from irae.images import MAX_PIXELS, ImageError, Picture, read_image

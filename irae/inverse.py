@@ -225,9 +225,7 @@ def substitution(
     return problem.repeat(step, problem.q, max_iter)
 
 
-def fixed_point(
-    g: Callable[[Tensor], Tensor], y: Tensor, *, tol: float | None = None, max_iter: int = 500, window: int = 5
-) -> Inversion:
+def fixed_point(g: Callable[[Tensor], Tensor], y: Tensor, *, max_iter: int = 500, window: int = 5) -> Inversion:
     """The x with x + g(x) = y for a contraction g: x <- y - g(x), accelerated (Anderson 1965; Walker and Ni 2011).
 
     A sample whose residual grew takes the plain step from where it was before, which for a contraction shrinks it.
@@ -235,20 +233,17 @@ def fixed_point(
     Args:
         g: (batch, ...) -> (batch, ...) with a Lipschitz constant below 1.
         y: (batch, ...).
-        tol: relative residual to reach; by default as far as the rounding of x and y lets it.
         max_iter: evaluations of g before it gives up.
         window: differences that the acceleration looks back at; 0 for the plain iteration.
     """
-    size = _size(y)
-    goal = 2 * torch.finfo(y.dtype).eps if tol is None else tol
     anderson = _Anderson(window)
 
     def step(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         residual = y - x - g(x)
         return x, residual, anderson(x, residual)
 
-    x, error, iterations = _repeat(step, y, size, goal, max_iter)
-    converged = error <= (rounding(x, y) if tol is None else tol)
+    x, error, iterations = _repeat(step, y, _size(y), 2 * torch.finfo(y.dtype).eps, max_iter)
+    converged = error <= rounding(x, y)
     unknown = torch.full_like(error, torch.nan)
     return Inversion(x, converged, iterations, error, ("norm",) * len(y), unknown, torch.zeros_like(converged))
 

@@ -38,7 +38,16 @@ from irae.journal import Entry, Journal, Verdict, digest, digest_file
 from irae.jpeg import encode_jpeg, standard_tables
 from irae.masks import MASKS, mask_for
 from irae.models.irae import IRAE
-from irae.restorer import OptionError, Restorer, as_pixels, as_tensor, check_pixels, check_settings, rest_weights
+from irae.restorer import (
+    OptionError,
+    Restorer,
+    as_pixels,
+    as_tensor,
+    check_pixels,
+    check_settings,
+    pixels_digest,
+    rest_weights,
+)
 from irae.weights import weights_with_digest
 
 Pixels = NDArray[Any]
@@ -62,6 +71,7 @@ def restore(
     model: str | Path | IRAE | None = None,
     device: str = "auto",
     precision: str = "auto",
+    max_pixels: int = MAX_PIXELS,
 ) -> Pixels:
     """Restore an image.
 
@@ -74,6 +84,7 @@ def restore(
         mask: what is missing: an array (H, W), a mask file, "alpha" or "#rrggbb"; see `irae.engine.Wishes`.
         jpeg_quality, consistent, ensemble: see `irae.engine.Wishes`.
         model, device, precision: see `irae.engine.Engine`.
+        max_pixels: a larger image file is refused before it is decoded.
 
     Returns:
         The restored image, dtype and shape as `image`. Integers are clipped and rounded, floats are neither.
@@ -85,7 +96,7 @@ def restore(
     engine = Engine(model, device, precision)
     if isinstance(image, (str, Path)):
         data = read_file(Path(image))
-        picture = read_image(data, name=printable(image))
+        picture = read_image(data, max_pixels=max_pixels, name=printable(image))
         plan = engine.plan(picture, wishes, data, str(image))
         restored, alpha = engine.run(plan, wishes), plan.picture.alpha
         return restored if alpha is None else np.dstack((restored, alpha))
@@ -186,16 +197,12 @@ def plan(
             raise OptionError(f"There is no file or folder {printable(path)}.")
     one_file = len(inputs) == 1 and not inputs[0].is_dir()
     if output is not None and one_file and output.suffix and not output.is_dir():
-        jobs = [Job(inputs[0], output)]
         if format not in (None, written := file_format(output)):
             raise OptionError(f"{printable(output)} is a {written.upper()} file: leave --format out, or name another.")
-    else:
-        if output is not None and is_image_path(output) and not output.is_dir():
-            raise OptionError(
-                f"{printable(output)} names one file, and the input is a folder or several: name a folder."
-            )
-        jobs = _apart([job for path in inputs for job in _jobs(path, output, recursive, format, len(inputs) > 1)])
-    return jobs
+        return [Job(inputs[0], output)]
+    if output is not None and is_image_path(output) and not output.is_dir():
+        raise OptionError(f"{printable(output)} names one file, and the input is a folder or several: name a folder.")
+    return _apart([job for path in inputs for job in _jobs(path, output, recursive, format, len(inputs) > 1)])
 
 
 def check_outputs(jobs: Sequence[Job], settings: Settings) -> None:
@@ -323,7 +330,6 @@ def restore_file(
         GateClosed: the gate was closed; nothing was done.
     """
     start = time.monotonic()
-    file_format(job.target)
     if journal is None:
         judge(job, b"", engine, settings, None)  # before time is spent
     with gate.admit(_room(job.source, settings.max_pixels)) if gate else nullcontext():
@@ -402,7 +408,12 @@ def restore_bytes(
 
 
 def recover_file(
-    restored: Path, output: Path | None = None, model: str | None = None, device: str = "auto", overwrite: bool = False
+    restored: Path,
+    output: Path | None = None,
+    model: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Path:
     """The input's pixels, bit for bit, from a restored image and the rest beside it (`NAME.rest`).
 
@@ -412,6 +423,7 @@ def recover_file(
         model: weights by name or path, where they are not installed.
         device: as `Restorer`.
         overwrite: replace the output, if it exists.
+        max_pixels: larger images are refused.
 
     Returns:
         The path written.
@@ -426,7 +438,7 @@ def recover_file(
     target = _placed(target, output)
     format = file_format(target).upper()
     _check_output(target, restored, overwrite)
-    picture, rest = read_image(restored), rest_path(restored)
+    picture, rest = read_image(restored, max_pixels=max_pixels), rest_path(restored)
     if not rest.is_file():
         raise OptionError(f"There is no {printable(rest)}: restore with --keep-rest to get the input back later.")
     content = rest.read_bytes()
@@ -472,7 +484,9 @@ class Damage:
         check_quality(self.jpeg)
 
 
-def degrade_file(clean: Path, output: Path | None, damage: Damage, overwrite: bool = False) -> tuple[Path, ...]:
+def degrade_file(
+    clean: Path, output: Path | None, damage: Damage, overwrite: bool = False, max_pixels: int = MAX_PIXELS
+) -> tuple[Path, ...]:
     """Write a damaged copy of an image, to try things out.
 
     Args:
@@ -481,6 +495,7 @@ def degrade_file(clean: Path, output: Path | None, damage: Damage, overwrite: bo
             `NAME.holes.png`, the mask beside that with `.mask.png` for its suffix.
         damage: what to do.
         overwrite: replace the outputs, if they exist.
+        max_pixels: larger images are refused.
 
     Returns:
         The paths written: the image, and the mask where there is one.
@@ -496,7 +511,7 @@ def degrade_file(clean: Path, output: Path | None, damage: Damage, overwrite: bo
     mask_path = target.with_suffix(".mask.png")
     for path in (target, mask_path)[: 1 + bool(damage.mask)]:
         _check_output(path, clean, overwrite)
-    picture = read_image(clean)
+    picture = read_image(clean, max_pixels=max_pixels)
     if damage.noise is not None:
         generator = generator_for(clean.stem, damage.seed)
         noise = NOISES[damage.kind].draw(damage.noise, generator)
@@ -533,7 +548,7 @@ def _options(job: Job, engine: Engine, settings: Settings) -> dict[str, Any]:
     options = {**vars(wishes), "keep_rest": settings.keep_rest, "compare": settings.compare}
     options["precision"] = engine.precision
     if isinstance(wishes.mask, np.ndarray):
-        options["mask"] = digest(f"{wishes.mask.dtype} {wishes.mask.shape} ".encode() + wishes.mask.tobytes())
+        options["mask"] = pixels_digest(wishes.mask)
     elif isinstance(wishes.mask, Path):
         options["mask"] = digest_file(mask_of(wishes.mask, job.source.name))
     return options

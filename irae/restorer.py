@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import hashlib
 import json
 import threading
 import time
@@ -27,6 +26,7 @@ from torch.nn.functional import conv2d
 from irae.conditions import CONDITION_CHANNELS, fill_holes, jpeg_condition, noise_condition
 from irae.degrade import as_rgb
 from irae.errors import IraeError
+from irae.journal import digest
 from irae.jpeg import JpegTables
 from irae.models.irae import IRAE, RecoverError, Rest
 from irae.runner import BYTES_A_PIXEL, Runner, free_memory
@@ -207,7 +207,7 @@ class Restorer:
             "hints": _write_hints(hints),
             "precision": precision,
             "settings": rest.settings,
-            "sha256": _pixels_digest(pixels),
+            "sha256": pixels_digest(pixels),
         }
         content = save({name: t.cpu().contiguous() for name, t in tensors.items()}, metadata=header)
         self.recover(result, content)
@@ -238,7 +238,7 @@ class Restorer:
             if tensors["holes"].shape == recovered[..., mask].shape:
                 recovered[..., mask] = tensors["holes"]
         pixels = as_pixels(recovered, restored)
-        if _pixels_digest(pixels) != header["sha256"]:
+        if pixels_digest(pixels) != header["sha256"]:
             raise RecoverError(
                 "The input does not come back bit for bit: the restored image was changed, or this machine rounds "
                 "differently; keep the rest in precision fp32."
@@ -454,10 +454,9 @@ def as_pixels(image: Tensor, like: Pixels) -> Pixels:
     return np.rint(values.clip(0, 1) * np.float32(top)).astype(like.dtype)
 
 
-def _pixels_digest(pixels: Pixels) -> str:
-    return hashlib.sha256(
-        f"{pixels.dtype} {pixels.shape} ".encode() + np.ascontiguousarray(pixels).tobytes()
-    ).hexdigest()
+def pixels_digest(pixels: Pixels) -> str:
+    """SHA-256 of an array: its dtype, shape and values."""
+    return digest(f"{pixels.dtype} {pixels.shape} ".encode() + pixels.tobytes())
 
 
 def rest_weights(content: bytes) -> str:
@@ -467,7 +466,8 @@ def rest_weights(content: bytes) -> str:
 
 def _write_hints(hints: Hints) -> str:
     tables = hints.tables
-    values = None if tables is None else [tables.luma.tolist(), _listed(tables.chroma), list(tables.sampling)]
+    chroma = None if tables is None or tables.chroma is None else tables.chroma.tolist()
+    values = None if tables is None else [tables.luma.tolist(), chroma, tables.sampling]
     sigma = None if hints.sigma is None else float(hints.sigma)
     return json.dumps({"sigma": sigma, "tables": values, "grid": hints.grid})
 
@@ -480,10 +480,6 @@ def _read_hints(text: str) -> Hints:
         tables = JpegTables(np.array(luma), None if chroma is None else np.array(chroma), tuple(sampling))
     grid = values["grid"]
     return Hints(values["sigma"], tables, None if grid is None else tuple(grid))
-
-
-def _listed(table: NDArray[Any] | None) -> list[list[int]] | None:
-    return None if table is None else table.tolist()
 
 
 def _read_rest(content: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:

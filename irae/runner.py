@@ -16,7 +16,6 @@ from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -216,9 +215,7 @@ class Workers(Runner):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._news:
             self._closed = True
             self._news.notify_all()

@@ -45,7 +45,7 @@ class Tile:
 
 
 def restore_tiled(
-    model: Network, image: Tensor, cond: Condition, tile: int | Runner | None = None, wanted: Wanted | None = None
+    model: Network, image: Tensor, cond: Condition, runner: Runner, wanted: Wanted | None = None
 ) -> Tensor:
     """The restored image, tile by tile where the image is larger than a tile; to rounding the same.
 
@@ -53,14 +53,11 @@ def restore_tiled(
         model: the network.
         image: (1, C, H, W).
         cond: its condition, part by part.
-        tile: side in pixels of the part of the result that one pass makes, or the runner that knows; by default what
-            memory allows.
+        runner: runs the network.
         wanted: tiles of which it says no stay as they are; by default all are restored.
 
     Shape: (1, C, H, W).
     """
-    shape = Shape(tile) if isinstance(tile, int) else None
-    runner = tile if isinstance(tile, Runner) else Runner(image.device, shape)
     result = torch.empty_like(image) if wanted is None else image.clone()
 
     def put(rows: slice, columns: slice, part: Tensor) -> None:

@@ -82,6 +82,12 @@ def find_weights(name_or_path: str | Path) -> Path:
     raise WeightsError(f"There are no weights {str(name_or_path)!r}; installed are: {names}.")
 
 
+def baseline_weights(name: str) -> Path | None:
+    """Weights at the comparison budget: those installed, else those that a training left in `runs/`."""
+    places = resource_dir("weights") / "baselines" / f"{name}.safetensors", Path("runs", name, f"{name}.safetensors")
+    return next((path for path in places if path.is_file()), None)
+
+
 def weights_with_digest(digest: str) -> Path:
     """The installed weights with a digest; raises WeightsError where there are none."""
     for path in installed_weights().values():
@@ -90,13 +96,10 @@ def weights_with_digest(digest: str) -> Path:
     raise WeightsError("The rest was made with weights that are not installed: name them with --model.")
 
 
-def save_weights(
-    path: Path, config: Config, state: dict[str, Tensor], facts: dict[str, Any], dtype: torch.dtype = torch.float16
-) -> None:
-    """Write weights, atomically, floating point tensors stored as `dtype`."""
+def save_weights(path: Path, config: Config, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write weights, atomically, floating point tensors in 16 bits."""
     tensors = {
-        name: (t.detach().cpu().to(dtype) if t.is_floating_point() else t.detach().cpu()).contiguous()
-        for name, t in state.items()
+        name: (t.half() if t.is_floating_point() else t).detach().cpu().contiguous() for name, t in state.items()
     }
     header = {
         "format": FORMAT,

@@ -213,7 +213,7 @@ def test_blind_is_told_nothing_but_the_mask(photo: NDArray[Any]) -> None:
 def test_what_is_not_installed_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("irae.evaluation.methods.resource_dir", lambda kind: Path(__file__).parents[1] / kind)
-    monkeypatch.setattr("irae.evaluation.methods._baseline_weights", lambda name: None)
+    monkeypatch.setattr("irae.evaluation.methods.baseline_weights", lambda name: None)
     for task in DEFAULT_SETTINGS:
         absent = [found for name in default_names(task) if isinstance(found := find_method(name, task), str)]
         trainable = {"denoise": 5, "jpeg": 5, "inpaint": 3, "photo": 0}
@@ -260,9 +260,9 @@ def test_an_irae_is_no_rival_of_the_irae(tmp_path: Path, weights_file: Path) -> 
     shutil.copy(weights_file, tmp_path / "mine-seed7.safetensors")
     method = find_method(str(tmp_path / "mine-seed7.safetensors"), "denoise")
     assert isinstance(method, Method) and method.group == OTHER  # it did not see what the budget's networks saw
-    assert not report.is_rival(method)
+    assert method.invertible
     twin = find_method("twin", "denoise")
-    assert isinstance(twin, Method) and report.is_rival(twin)
+    assert isinstance(twin, Method) and not twin.invertible
 
 
 def test_papers_ahead_are_named(folder: Path) -> None:
@@ -278,6 +278,10 @@ def test_papers_ahead_are_named(folder: Path) -> None:
     assert ["irae", "31.50", "measured here"] in report.published_table(entry).rows
     entry.in_set = 68
     assert not report.sentences(entry)  # two images are no comparison
+    entry.failed, entry.unmeasured = {"mine": "it fell apart"}, {"irae": "spawn failed: no memory"}
+    assert report.failures(entry) == ["mine failed: it fell apart"]
+    assert report.sentences(entry) == ["What irae costs could not be measured: spawn failed: no memory"]
+    assert report.terminal_tables([entry])[-1] == report.sentences(entry)[0]
 
 
 def test_a_data_set_is_meant_by_its_name_and_its_files_are_checked(

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from irae.models.irae import IRAEConfig
-from irae.runner import Shape, Workers
+from irae.runner import Runner, Shape, Workers
 from irae.tiles import cut, reach, restore_tiled
 from tests.conftest import SMALL, random_model
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ def test_tiled_equals_untiled(config: IRAEConfig) -> None:
     for cond, part in ((constant, lambda *_: constant), (varying, lambda *at: varying[(..., *at)])):
         with torch.no_grad():
             whole = model.restore(image, cond)
-            tiled = restore_tiled(model, image, part, tile=48)
+            tiled = restore_tiled(model, image, part, Runner(CPU, Shape(48)))
         torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
 
 
@@ -38,7 +40,8 @@ def test_tiles_that_nobody_wants_stay_as_they_are() -> None:
     model, image = random_model(scale=0.08), torch.rand(1, 3, 400, 60)
     cond, end = torch.tensor([[[[0.1]], [[1.0]]]]), next(cut(model, (400, 60), Shape(50))).rows.stop
     with torch.no_grad():
-        found = restore_tiled(model, image, lambda *_: cond, tile=50, wanted=lambda rows, columns: rows.start == 0)
+        runner = Runner(CPU, Shape(50))
+        found = restore_tiled(model, image, lambda *_: cond, runner, lambda rows, columns: rows.start == 0)
         whole = model.restore(image, cond)
     torch.testing.assert_close(found[..., :end, :], whole[..., :end, :], atol=1e-5, rtol=0)
     assert end < 400 and torch.equal(found[..., end:, :], image[..., end:, :])
@@ -49,7 +52,7 @@ def test_tiles_of_two_images_share_batches(batch: int) -> None:
     model = random_model(scale=0.08)
     images = [torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) for size in ((203, 171), (150, 222))]
     conds = [torch.rand(1, 2, *image.shape[-2:]) for image in images]
-    with torch.no_grad(), Workers([torch.device("cpu")] * 2, Shape(40, batch)) as workers, ThreadPoolExecutor() as pool:
+    with torch.no_grad(), Workers([CPU] * 2, Shape(40, batch)) as workers, ThreadPoolExecutor() as pool:
         part = [lambda *at, c=cond: c[(..., *at)] for cond in conds]
         found = list(pool.map(lambda image, cond: restore_tiled(model, image, cond, workers), images, part))
         for tiled, image, cond in zip(found, images, conds, strict=True):

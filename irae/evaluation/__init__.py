@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-from irae.evaluation.methods import EvaluationError
-from irae.evaluation.report import check_folder, terminal_tables, write_report
+from irae.evaluation.report import check_folder, failures, terminal_tables, write_report
 from irae.evaluation.runner import Request, run
 
-__all__ = ["EvaluationError", "Request", "check_folder", "run", "terminal_tables", "write_report"]
+__all__ = ["Request", "check_folder", "failures", "run", "terminal_tables", "write_report"]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from irae.classical import DENOISERS, INPAINTERS, missing_package
+from irae.classical import DENOISERS, INPAINTERS, PACKAGES, missing_package
 from irae.conditions import fill_holes
 from irae.degrade import as_rgb
 from irae.errors import IraeError, one_line, printable
@@ -29,7 +29,7 @@ from irae.models.irae import IRAE, IRAEConfig
 from irae.models.resample import pad_image
 from irae.resources import import_function, resource_dir
 from irae.restorer import CONDITIONS, Restorer, as_pixels, as_tensor
-from irae.weights import installed_weights, load_network, weights_info
+from irae.weights import baseline_weights, installed_weights, load_network, weights_info
 
 Restore = Callable[[Case], NDArray[Any]]
 """The restored image of a case: as `case.damaged`, float32 in [0, 1] or uint8."""
@@ -125,7 +125,7 @@ def _find(name: str, task: str) -> Method | str:
         return _from_weights(name, installed_weights()[weights], task, SHIPPED, name.endswith(BLIND))
     if stem == "irae-budget" or stem in BASELINES:
         network = stem.removesuffix("-budget")
-        path = _baseline_weights(f"{network}-{task}")
+        path = baseline_weights(f"{network}-{task}")
         if path is None:
             return _how_to_train(name, network, task)
         return _from_weights(name, path, task, BUDGET, name.endswith(BLIND))
@@ -137,12 +137,6 @@ def _find(name: str, task: str) -> Method | str:
 
 def _recipe(network: str, task: str) -> Path:
     return Path("baselines") / f"{network}-{task}.toml"
-
-
-def _baseline_weights(name: str) -> Path | None:
-    """Weights at the comparison budget: those installed, else those that a training left in `runs/`."""
-    places = resource_dir("weights") / "baselines" / f"{name}.safetensors", Path("runs", name, f"{name}.safetensors")
-    return next((path for path in places if path.is_file()), None)
 
 
 def _how_to_train(name: str, network: str, task: str) -> str:
@@ -219,7 +213,7 @@ def _classical(name: str, task: str) -> Method | str:
 
     source = hashlib.sha256(Path(importlib.import_module("irae.classical").__file__ or "").read_bytes()).hexdigest()
     digest = f"{name} {source} skimage {version('scikit-image')} cv2 {cv2.__version__}"
-    further = {"bm3d": "bm3d", "wavelet": "PyWavelets"}.get(name)
+    further = PACKAGES.get(name, ("", ""))[1]
     digest += f" {further} {version(further)}" if further else ""
     return Method(name, CLASSICAL, digest, lambda device: Loaded(inpaint if task == "inpaint" else denoise))
 
@@ -249,7 +243,7 @@ def _from_file(path: Path, task: str) -> Method | str:
 
 def _is_seed(path: Path, task: str) -> bool:
     """Whether weights are those of another seed at the comparison budget, by their name and the pixels they saw."""
-    budget = _baseline_weights(f"irae-{task}")
+    budget = baseline_weights(f"irae-{task}")
     if not SEED.search(path.stem) or budget is None:
         return False
     seen = [weights_info(weights).facts.get("megapixels_seen") for weights in (path, budget)]

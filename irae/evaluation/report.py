@@ -85,7 +85,7 @@ def write_report(entries: Sequence[Entry], folder: Path, command: Sequence[str],
     facts = provenance(command, device)
     sections = []
     for entry in entries:
-        pictures, said = list[Crop](), sentences(entry)
+        pictures, said = list[Crop](), [*failures(entry), *sentences(entry)]
         try:
             pictures = crops(entry, device)
         except (Exception, SystemExit) as error:  # a method that worked before; the scores are worth a report
@@ -279,8 +279,8 @@ def cost_table(entry: Entry) -> Table:
 
 
 def sentences(entry: Entry) -> list[str]:
-    """Where a reference loses, what failed, and what is not installed."""
-    rivals = [method for method in entry.methods if is_rival(method) and method.name != "input"]
+    """Where a reference loses, what could not be measured, and what is not installed."""
+    rivals = [method for method in entry.methods if not method.invertible and method.name != "input"]
     compared = [method for method in rivals if difference(entry, method, entry.settings[0])]
     lost = [
         f"{method.name} ({setting.title}: {pair.difference.value:+.2f} dB)"
@@ -306,9 +306,13 @@ def sentences(entry: Entry) -> list[str]:
         steps, of_steps = method.facts.get("steps"), method.facts.get("of_steps")
         if steps and of_steps and steps < of_steps:
             found.append(f"{method.name} is trained {steps} of {of_steps} steps only.")
-    found += [f"{name} failed: {error}" for name, error in entry.failed.items()]
     found += [f"What {name} costs could not be measured: {error}" for name, error in entry.unmeasured.items()]
     return found + entry.absent
+
+
+def failures(entry: Entry) -> list[str]:
+    """The methods that failed, and why."""
+    return [f"{name} failed: {error}" for name, error in entry.failed.items()]
 
 
 def _papers_ahead(entry: Entry) -> list[str]:
@@ -324,13 +328,8 @@ def _papers_ahead(entry: Entry) -> list[str]:
     return [f"By their papers' figures, ahead of irae as shipped: {', '.join(ahead)}."] if ahead else []
 
 
-def is_rival(method: Method) -> bool:
-    """Whether a method is no IRAE."""
-    return not method.invertible
-
-
 def terminal_tables(entries: Iterable[Entry]) -> list[RichTable | str]:
-    """The mean PSNR of every method and the sentences, for the terminal."""
+    """The mean PSNR of every method and the sentences but those on failures, for the terminal."""
     shown = list[RichTable | str]()
     for entry in entries:
         for group in dict.fromkeys(method.group for method in entry.methods):
@@ -345,7 +344,7 @@ def terminal_tables(entries: Iterable[Entry]) -> list[RichTable | str]:
                     means = (np.mean(entry.values(method.name, setting.name)) for setting in entry.settings)
                     rich.add_row(escape(method.name), *(f"{value:.2f}" for value in means))
             shown.append(rich)
-        shown += [sentence for sentence in sentences(entry) if " failed: " not in sentence]
+        shown += sentences(entry)
     return shown
 
 
@@ -476,7 +475,7 @@ def crops(entry: Entry, device: str) -> list[Crop]:
     references = [method for method in networks if method.name == method.reference]
     setting = _typical(entry)
     names = [method.name for method in references]
-    rivals = [method for method in networks if is_rival(method) and method.reference in names]
+    rivals = [method for method in networks if not method.invertible and method.reference in names]
     rivals = rivals or [m for m in entry.methods if m.group == CLASSICAL and m.name != "input"]
     if not references or not rivals:
         return []

@@ -38,21 +38,21 @@ class Paired:
     images: int
 
 
-def mean(values: Sequence[float], seed: int = 0) -> Mean:
+def mean(values: Sequence[float]) -> Mean:
     """The mean and its interval; images are drawn with replacement."""
     scores = np.asarray(values, np.float64)
-    random, n = np.random.default_rng(seed), len(scores)
+    random, n = np.random.default_rng(0), len(scores)
     means = [scores[random.integers(n, size=(RESAMPLES // 100, n))].mean(1) for _ in range(100)]
     low, high = np.percentile(means, (2.5, 97.5), method="nearest")  # no interpolation of infinities
     return Mean(float(scores.mean()), float(low), float(high), n)
 
 
-def paired(values: Sequence[float], reference: Sequence[float], seed: int = 0) -> Paired:
+def paired(values: Sequence[float], reference: Sequence[float]) -> Paired:
     """The differences of two methods' scores on the same images, in the same order."""
     ours, theirs = np.asarray(values, np.float64), np.asarray(reference, np.float64)
     with np.errstate(invalid="ignore"):
         differences = np.where(ours == theirs, 0.0, ours - theirs)
-    return Paired(mean(differences.tolist(), seed), int((ours > theirs).sum()), len(ours))
+    return Paired(mean(differences.tolist()), int((ours > theirs).sum()), len(ours))
 
 
 def between_trainings(values: Sequence[float], reference: Sequence[float]) -> Mean:

@@ -16,7 +16,7 @@ from irae.errors import IraeError
 from irae.models.lipschitz import LipschitzBlock
 from irae.models.ode import HamiltonianBlock, LeapfrogBlock, MidpointBlock
 from irae.models.rectifier import RectifierBlock
-from irae.models.reversible import Chain, HalfStep, Invertible, match_size, required
+from irae.models.reversible import AdditiveHalfStep, Chain, Invertible, match_size, required
 
 Entry = TypeVar("Entry")
 
@@ -149,26 +149,6 @@ def spread(x: Tensor) -> Tensor:
 
 
 SUBNETS: dict[str, Callable[..., nn.Module]] = {"plain": PlainSubnet, "u": USubnet}
-
-
-class AdditiveHalfStep(HalfStep):
-    """moving + F(fixed)."""
-
-    def __init__(self, net: nn.Module, moves: int, swap: bool = False) -> None:
-        super().__init__(moves, swap)
-        self.net = net
-
-    def message(self, fixed: Tensor, cond: Tensor | None) -> Tensor:
-        return self.net(fixed, cond)
-
-    def apply_message(self, moving: Tensor, message: Tensor) -> Tensor:
-        return moving + message.to(moving.dtype)
-
-    def apply_message_(self, moving: Tensor, message: Tensor) -> Tensor:
-        return moving.add_(message.to(moving.dtype))
-
-    def undo_message(self, moved: Tensor, message: Tensor) -> Tensor:
-        return moved - message.to(moved.dtype)
 
 
 class ReadImage(nn.Module):

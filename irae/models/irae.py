@@ -197,18 +197,6 @@ class Levels(nn.ModuleList):
     def __iter__(self) -> Iterator[Chain]:
         return cast(Iterator[Chain], super().__iter__())
 
-    def steps(self) -> list[Step]:
-        """Their forward passes."""
-        return list(self)
-
-    def steps_(self) -> list[Step]:
-        """Their forward passes that may overwrite the state."""
-        return [chain.forward_ for chain in self]
-
-    def inverse_steps(self) -> list[Step]:
-        """Their inverses."""
-        return [chain.inverse for chain in self]
-
 
 class IRAE(nn.Module):
     """An invertible restoring autoencoder.
@@ -252,11 +240,11 @@ class IRAE(nn.Module):
 
     def encode(self, y: Tensor, cond: Tensor | None = None) -> Code:
         """The code of an image; `decode` makes the restored image of it."""
-        return self._descend(self.lift(self._pad(y)), self.encoder.steps(), cond, _size(y))
+        return self._descend(self.lift(self._pad(y)), list(self.encoder), cond, _size(y))
 
     def decode(self, code: Code, cond: Tensor | None = None) -> Tensor:
         """The restored image of a code, not clipped."""
-        return _crop(self.lift.image(self._ascend(code, self.decoder.steps(), cond)), code.size)
+        return _crop(self.lift.image(self._ascend(code, list(self.decoder), cond)), code.size)
 
     def restore(self, y: Tensor, cond: Tensor | None = None) -> Tensor:
         """The restored image, not clipped."""
@@ -292,14 +280,16 @@ class IRAE(nn.Module):
         padded[..., border] = rest.border
         with _reproducible():
             state = self.lift.join(padded, rest.extra)
-            code = self._descend(state, self.decoder.inverse_steps(), cond, size)
-            state = self._ascend(code, self.encoder.inverse_steps(), cond)
+            code = self._descend(state, [chain.inverse for chain in self.decoder], cond, size)
+            state = self._ascend(code, [chain.inverse for chain in self.encoder], cond)
             return _crop(self.lift.inverse(state), size)
 
     def _final(self, y: Tensor, cond: Tensor | None) -> State:
         """The last state. Nobody else sees those before it: where no gradient needs them, they are overwritten."""
-        halves = self.encoder, self.decoder
-        encoder, decoder = (half.steps() if torch.is_grad_enabled() else half.steps_() for half in halves)
+        keep = torch.is_grad_enabled()
+        encoder, decoder = (
+            [chain if keep else chain.forward_ for chain in half] for half in (self.encoder, self.decoder)
+        )
         code = self._descend(self.lift(self._pad(y)), encoder, cond, _size(y))
         return self._ascend(code, decoder, cond)
 

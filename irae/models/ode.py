@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from irae.models.lipschitz import NormBound, limit_norm
-from irae.models.reversible import Chain, HalfStep, match_size, required
+from irae.models.reversible import AdditiveHalfStep, Chain, HalfStep, match_size, required
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "tanh": torch.tanh}
 
@@ -80,21 +80,15 @@ class AntisymmetricConvolution(TiedConvolution):
         return self.respond(x, self.kernel(), cond)
 
 
-class _Kick(HalfStep):
+class _Kick(AdditiveHalfStep):
     """moving + scale * net(fixed); added in the precision of the state."""
 
     def __init__(self, net: nn.Module, scale: float, moves: int, swap: bool = False) -> None:
-        super().__init__(moves, swap)
-        self.net, self.scale = net, scale
+        super().__init__(net, moves, swap)
+        self.scale = scale
 
     def message(self, fixed: Tensor, cond: Tensor | None) -> Tensor:
         return self.scale * self.net(fixed, cond).to(fixed.dtype)
-
-    def apply_message(self, moving: Tensor, message: Tensor) -> Tensor:
-        return moving + message
-
-    def undo_message(self, moved: Tensor, message: Tensor) -> Tensor:
-        return moved - message
 
 
 class HamiltonianBlock(Chain):

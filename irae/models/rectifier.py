@@ -82,6 +82,8 @@ class RectifierUnit(nn.Module):
             raise ValueError("A constrained unit needs two channels: one half is read, the other written.")
         self.channels, self.kernel, self.padding, self.free = channels, kernel, padding, free
         self.off_limit, self.limit = off_limit, limit
+        self.at = {"before": kernel - 1, "after": 0, "both": kernel // 2}[padding]  # where a kernel meets the pixel
+        self.sides = (self.at, kernel - 1 - self.at) * 2  # zeros before and after, in columns and rows
         self.bounded = not free  # the constraints bound the condition of the inverse
         grid = max(16, 5 * kernel)  # the kernels of B A have 2 kernel - 1 taps a side, and need more than twice that
         self.bounds = [NormBound(grid) for _ in range(4)]
@@ -185,8 +187,7 @@ class RectifierUnit(nn.Module):
 
     def diagonal(self, A: Tensor, B: Tensor) -> Tensor:
         """M0 = B0 A0 (hidden, hidden) of kernels that `weights` gave."""
-        at = {"before": -1, "after": 0, "both": self.kernel // 2}[self.padding]
-        return B[:, :, at, at] @ A[:, :, at, at]
+        return B[:, :, self.at, self.at] @ A[:, :, self.at, self.at]
 
     def shift(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """c + E cond, to be added to B x."""
@@ -240,13 +241,10 @@ class RectifierUnit(nn.Module):
 
     def _at_pixel(self, matrix: Tensor) -> Tensor:
         """A matrix as the tap at the pixel of a k x k kernel."""
-        k = self.kernel - 1
-        return F.pad(matrix[:, :, None, None], (k, 0, k, 0) if self.padding == "before" else (0, k, 0, k))
+        return F.pad(matrix[:, :, None, None], self.sides)
 
     def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
-        k = self.kernel - 1
-        sides = {"before": (k, 0, k, 0), "after": (0, k, 0, k), "both": (k // 2, k // 2, k // 2, k // 2)}
-        return F.conv2d(F.pad(x, sides[self.padding]) if k else x, kernel)
+        return F.conv2d(F.pad(x, self.sides) if self.kernel > 1 else x, kernel)
 
     def _certificate(self) -> str:
         if self.bounded:
@@ -358,8 +356,7 @@ def _unit_verdict(unit: RectifierUnit) -> Verdict:
         return Verdict(None, f"||A|| ||B|| may be {bound:.3g}, and usual padding leaves no smaller condition to test")
     if unit.bounded:
         return Verdict(True, "its parametrisation keeps I + (M + M')/2 positive definite, M = B A")
-    at = {"before": -1, "after": 0, "both": 0}[unit.padding]
-    verdict = _verdict(A[:, :, at, at], B[:, :, at, at])
+    verdict = _verdict(A[:, :, unit.at, unit.at], B[:, :, unit.at, unit.at])
     where = " (taps at the pixel)" if unit.kernel > 1 else ""
     return Verdict(verdict.answer, verdict.reason + where)
 

@@ -11,7 +11,9 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import cast
 
+import numpy as np
 import torch
+from scipy.fft import dct
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -98,11 +100,8 @@ class Haar(BlockTransform):
 class BlockDCT(BlockTransform):
     """Orthonormal DCT-II of 8x8 blocks, JPEG's transform on JPEG's grid (ITU-T T.81, A.3.3)."""
 
-    def __init__(self, size: int = 8) -> None:
-        k = torch.arange(size, dtype=torch.float64)
-        basis = torch.cos(math.pi / size * (k[None, :] + 0.5) * k[:, None]) * math.sqrt(2 / size)
-        basis[0] /= math.sqrt(2)
-        super().__init__(basis)
+    def __init__(self) -> None:
+        super().__init__(torch.from_numpy(dct(np.eye(8), axis=0, norm="ortho")))
 
 
 RESAMPLERS: dict[str, Callable[[], Resample]] = {"unshuffle": Unshuffle, "haar": Haar, "dct": BlockDCT}

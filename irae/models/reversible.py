@@ -106,6 +106,26 @@ class HalfStep(Invertible):
         return _pair(self.moves, moving, fixed), _pair(self.lands, self.apply_message(moving, message), fixed)
 
 
+class AdditiveHalfStep(HalfStep):
+    """moving + F(fixed)."""
+
+    def __init__(self, net: nn.Module, moves: int, swap: bool = False) -> None:
+        super().__init__(moves, swap)
+        self.net = net
+
+    def message(self, fixed: Tensor, cond: Tensor | None) -> Tensor:
+        return self.net(fixed, cond)
+
+    def apply_message(self, moving: Tensor, message: Tensor) -> Tensor:
+        return moving + message.to(moving.dtype)
+
+    def apply_message_(self, moving: Tensor, message: Tensor) -> Tensor:
+        return moving.add_(message.to(moving.dtype))
+
+    def undo_message(self, moved: Tensor, message: Tensor) -> Tensor:
+        return moved - message.to(moved.dtype)
+
+
 class Chain(Invertible):
     """Invertible parts one after the other.
 

@@ -7,18 +7,15 @@ found, `truth` and `selftest` try them on cases with known answers.
 
 from __future__ import annotations
 
-from irae.probe.estimators import ESTIMATORS, EstimatorError, MutualInformation
-from irae.probe.probe import INSTRUMENTS, QUICK, Settings, run
+from irae.probe.estimators import EstimatorError
+from irae.probe.probe import QUICK, Settings, run
 from irae.probe.report import notes, rich_table, self_test_table, shown, write_report
 from irae.probe.selftest import self_test
-from irae.probe.taps import ProbeError, tapped
+from irae.probe.taps import ProbeError
 
 __all__ = [
-    "ESTIMATORS",
-    "INSTRUMENTS",
     "QUICK",
     "EstimatorError",
-    "MutualInformation",
     "ProbeError",
     "Settings",
     "notes",
@@ -27,6 +24,5 @@ __all__ = [
     "self_test",
     "self_test_table",
     "shown",
-    "tapped",
     "write_report",
 ]

@@ -17,7 +17,7 @@ from irae.models.baselines import BASELINES, Baseline, BaselineConfig, Config, b
 from irae.models.irae import IRAE
 from irae.probe.taps import ProbeError
 from irae.resources import import_function, resource_dir
-from irae.weights import installed_weights, load_network, weights_info
+from irae.weights import baseline_weights, installed_weights, load_network, weights_info
 
 UNTRAINED = "-untrained"
 TASK = "denoise"
@@ -101,9 +101,7 @@ def _weights(name: str) -> Path | None:
     """The installed weights, else those that a training left in `runs/`, else the file of this name."""
     if name == "irae":
         return installed_weights().get(TASK)
-    stem = f"{name}-{TASK}"
-    places = resource_dir("weights") / "baselines" / f"{stem}.safetensors", Path("runs", stem, f"{stem}.safetensors")
-    return next((path for path in (*places, Path(name)) if path.is_file()), None)
+    return baseline_weights(f"{name}-{TASK}") or (Path(name) if Path(name).is_file() else None)
 
 
 def _configuration(name: str) -> Config:

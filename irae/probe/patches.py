@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.fft import dct
 from torch import Tensor
 
 from irae.datasets import image_paths
-from irae.degrade import as_rgb
 from irae.images import read_image
 from irae.probe.estimators import Groups
 from irae.probe.taps import ProbeError
+from irae.restorer import as_rgb_image
 
 EXACT = 768  # dimensions up to which a patch gets its own principal components: 16 x 16 pixels in RGB
 
@@ -64,9 +64,7 @@ class Cosines(Prior):
     def __init__(self, patches: Tensor) -> None:
         self.shape = tuple(patches.shape[1:])
         side = self.shape[-1]
-        k = torch.arange(side)
-        self.dct = torch.cos(math.pi / side * (k[None, :] + 0.5) * k[:, None]) * math.sqrt(2 / side)
-        self.dct[0] /= math.sqrt(2)
+        self.dct = torch.from_numpy(dct(np.eye(side), axis=0, norm="ortho")).float()
         self.colours = torch.linalg.eigh(patches.transpose(0, 1).flatten(1).cov())[1].T
         self.variances = self.analyse(patches).double().var(0)
 
@@ -103,13 +101,7 @@ class Patches:
 
 def load_images(data: str, root: Path | None = None, most: int = 0) -> list[Tensor]:
     """The images of a set by name, or of a folder, (3, H, W) in [0, 1]; at most so many where it is not 0."""
-    paths = image_paths(data, root)
-    images = []
-    for path in paths[: most or None]:
-        pixels = read_image(path).pixels
-        image = torch.from_numpy(pixels.astype(np.float32) / np.iinfo(pixels.dtype).max)
-        images.append(as_rgb(image[None]) if image.ndim == 2 else image.permute(2, 0, 1))
-    return images
+    return [as_rgb_image(read_image(path).pixels)[0] for path in image_paths(data, root)[: most or None]]
 
 
 def large_enough(images: list[Tensor], side: int) -> list[Tensor]:

@@ -25,6 +25,7 @@ from irae.probe.truth import Task, channel_bits, czyz_tasks, gaussian_channel, l
 
 SIGMA = 0.25  # through which the layers below are read
 FINE = 1 / 255  # and that of a probe
+Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -203,24 +204,18 @@ def run_check(number: int, seed: int) -> list[Outcome]:
     return list(checks())[number].run(seed)
 
 
-def self_test(seed: int = 0, processes: int = 2, done: Callable[[int, int], None] = lambda *_: None) -> list[Outcome]:
-    """All outcomes.
+def self_test(seed: int = 0, progress: Progress = lambda *_: None) -> list[Outcome]:
+    """All outcomes; checks run two at a time, each in a process of its own on one thread.
 
     Args:
         seed: of samples and training.
-        processes: at a time, each on one thread; 0 to compute here.
-        done: called with checks done and all checks.
+        progress: called with checks done, all checks, and "self-test".
     """
     numbers = range(len(list(checks())))
     outcomes = list[Outcome]()
-    if not processes:
-        for number in numbers:
-            outcomes += run_check(number, seed)
-            done(number + 1, len(numbers))
-        return outcomes
     spawn = multiprocessing.get_context("spawn")  # a forked process would share this one's threads
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(2, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for number, found in enumerate(pool.map(partial(run_check, seed=seed), numbers)):
             outcomes += found
-            done(number + 1, len(numbers))
+            progress(number + 1, len(numbers), "self-test")
     return outcomes

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from irae.errors import IraeError, one_line
 from irae.models.baselines import ARCNN, DnCNN, FFDNet, Twin, UNet
-from irae.models.blocks import AdditiveHalfStep, KeepsKnown, ReadImage, WriteImage
+from irae.models.blocks import KeepsKnown, ReadImage, WriteImage
 from irae.models.irae import IRAE
 from irae.models.resample import OrthogonalMixing
-from irae.models.reversible import Chain, HalfStep, Invertible, State
+from irae.models.reversible import AdditiveHalfStep, Chain, HalfStep, Invertible, State
 
 INPUT, OUTPUT = "input", "output"
 

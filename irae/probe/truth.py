@@ -1,4 +1,4 @@
-"""Cases whose information is known, and `irae probe --self-test`: every instrument beside the truth.
+"""Tasks whose mutual information is known, for the tests of the estimators.
 
 Tasks of Czyz et al., "Beyond Normal", NeurIPS 2023, by their definitions there; layers by closed forms or quadrature.
 """

@@ -317,6 +317,8 @@ def _build(kind: Any, value: Any) -> Any:
         if not isinstance(value, dict):
             raise ValueError(f"{value!r} should be a table.")
         return {key: _build(get_args(kind)[1], item) for key, item in value.items()}
+    if isinstance(value, bool) and kind not in (bool, Any):
+        raise ValueError(f"{value!r} should be of type {kind.__name__}.")
     if kind is float and isinstance(value, int):
         return float(value)
     if isinstance(kind, type) and kind is not Any and not isinstance(value, kind):

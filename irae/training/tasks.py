@@ -58,10 +58,8 @@ class Denoising(Task):
         self.mix = mix
 
     def sample(self, clean: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Sample:
-        mix, names = self.mix, list(self.mix.shares)
-        shares = np.array([mix.shares[name] for name in names])
-        name = names[rng.choice(len(names), p=shares / shares.sum())]
-        degraded = NOISES[name].draw(rng.uniform(*mix.sigma), generator)(clean, generator)
+        mix = self.mix
+        degraded = NOISES[_drawn(mix.shares, rng)].draw(rng.uniform(*mix.sigma), generator)(clean, generator)
         noisy = to_8bit(degraded.image) if rng.random() < mix.files else degraded.image
         known = rng.random() >= mix.hidden
         cond = noise_condition(degraded.sigma[None] if known else None)[0]
@@ -153,9 +151,7 @@ class Inpainting(Task):
         self.mix = mix
 
     def sample(self, clean: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Sample:
-        names = list(self.mix.shares)
-        shares = np.array([self.mix.shares[name] for name in names])
-        mask = MASKS[names[rng.choice(len(names), p=shares / shares.sum())]](clean.shape[-2], clean.shape[-1], rng)
+        mask = MASKS[_drawn(self.mix.shares, rng)](clean.shape[-2], clean.shape[-1], rng)
         clean, known = as_rgb(clean), _known(mask)
         return fill_holes(clean[None], known[None])[0], clean, known
 
@@ -179,6 +175,12 @@ TASKS: dict[str, Callable[[Recipe], Task]] = {
     "jpeg": lambda recipe: Decompression(recipe.jpeg),
     "inpaint": lambda recipe: Inpainting(recipe.masks),
 }
+
+
+def _drawn(shares: dict[str, float], rng: np.random.Generator) -> str:
+    """A name, drawn by the shares of all."""
+    weights = np.array(list(shares.values()))
+    return list(shares)[rng.choice(len(weights), p=weights / weights.sum())]
 
 
 def _known(mask: NDArray[np.bool_]) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from irae.degrade import to_8bit
+from irae.degrade import from_pixels, to_8bit
 from irae.images import write_bytes
 from irae.journal import FolderLock
 from irae.models.baselines import Network, build_network
@@ -100,7 +100,7 @@ def train(
     training, held_out = load_training_images(recipe.data, root)
     batches = PatchBatches(recipe, training)
     metrics = run.metrics
-    with FolderLock(folder), _progress(recipe) as bar:
+    with FolderLock(folder), _progress() as bar:
         task = bar.add_task(recipe.name, total=recipe.steps, completed=run.step, quality="")
         for batch in run.loader(batches):
             run.update(batch)
@@ -259,7 +259,7 @@ class Run:
         self.losses = [loss.to(self.device) for loss in state["losses"]]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.ends.load_state_dict(state["ends"])
+        self.ends.load_state_dict(state.get("ends", self.ends.state_dict()))  # which early checkpoints lack
         for optimiser, values in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(values)
 
@@ -332,7 +332,7 @@ def evaluate(
     for key, trial in trials.items():
         psnr = []
         for name, image in images.items():
-            clean = centre_crop(torch.from_numpy(image).permute(2, 0, 1).float() / 255, HOLDOUT_CROP)
+            clean = centre_crop(from_pixels(image), HOLDOUT_CROP)
             damaged, cond = trial(name, clean)
             with autocast(device, precision):
                 restored = model(damaged.to(device), cond.to(device))
@@ -375,7 +375,7 @@ def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _progress(recipe: Recipe) -> Progress:
+def _progress() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -130,9 +130,12 @@ def test_a_second_run_does_only_what_is_left(irae: Run, tmp_path: Path, photo: N
     assert irae(folder, "--overwrite").code == 0
 
 
-def test_too_many_pixels_are_refused(irae: Run, noisy: Path) -> None:
+def test_too_many_pixels_are_refused(irae: Run, run: Run, noisy: Path) -> None:
     result = irae(noisy, "--max-pixels", "0.01")
     assert result.code == 1 and "over the limit of 0.01 megapixels" in result.err and len(result.err.splitlines()) == 1
+    for command in (("degrade", "--jpeg", "30"), ("recover",)):
+        assert "over the limit of 0.01 megapixels" in run(*command, noisy, "--max-pixels", "0.01").err
+        assert run(*command, noisy, "--max-pixels", "inf").code == 2
 
 
 def test_an_interrupted_run_finishes_what_it_began(tmp_path: Path, photo: NDArray[Any], weights_file: Path) -> None:

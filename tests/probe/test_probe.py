@@ -11,7 +11,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from irae import cli
-from irae.images import Picture, write_bytes
+from irae.images import Picture, write_image
 from irae.probe import EstimatorError, ProbeError, Settings, notes, run, write_report
 from irae.probe import probe as probing
 
@@ -46,14 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         coarse = torch.rand(1, 3, 8, 8, generator=generator)
         image = nn.functional.interpolate(coarse, (64, 64), mode="bicubic")[0].clamp(0, 1)
         pixels = (image * 255).byte().permute(1, 2, 0).contiguous().numpy()
-        write_bytes(path / f"{i}.png", _png(pixels))
+        write_image(path / f"{i}.png", Picture(pixels))
     return path
-
-
-def _png(pixels) -> bytes:
-    from irae.images import encode_image
-
-    return encode_image(Picture(pixels), "PNG")
 
 
 def test_report(folder: Path, weights_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,6 +265,8 @@ def test_every_task_trains(folder: Path, task: str) -> None:
                 "[model]\n[optimiser]\ncycles = 2",
             )
         ),
+        'name = "x"\nstages = [{ steps = true, batch = 1, patch = 8 }]\n[model]\n[data]\nsets = []',
+        'name = "x"\nstages = [{ steps = 1, batch = 1, patch = 8, restart = true }]\n[model]\n[data]\nsets = []',
         'name = "x"\nstages = [{ steps = 1, batch = 1, patch = 8, masks = 3 }]\n[model]\n[data]\nsets = []',
         'name = "x"\nstages = [{ steps = 1, batch = 1, patch = 8, restart = -1e-3 }]\n[model]\n[data]\nsets = []',
         'name = "x"\nstages = [{ steps = 1, batch = 1, patch = 8 }]\n[model]\n[data]\nsets = []\nshrink_most = inf',
