@@ -19,7 +19,7 @@ import cv2
 
 from irae.engine import Engine
 from irae.errors import IraeError, printable
-from irae.images import read_file
+from irae.files import read_file
 from irae.journal import (
     FAILURES,
     FolderLock,

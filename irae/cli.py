@@ -186,7 +186,7 @@ def restore(
     """
     from irae.batch import Batch
     from irae.engine import ALPHA, Engine, Wishes, parse_colour
-    from irae.images import read_file
+    from irae.files import read_file
     from irae.pipeline import Settings, check_new, is_mask, plan, restore_bytes
     from irae.restorer import OptionError, keep_freed_memory, pick_device
     from irae.runner import Workers, all_of
@@ -383,7 +383,7 @@ def _is_standard_input(path: Path) -> bool:
 
 
 def _write_out(data: bytes, output: Path | None, overwrite: bool) -> None:
-    from irae.images import make_folder, write_bytes
+    from irae.files import make_folder, write_bytes
 
     if output in (None, Path("-")):
         sys.stdout.buffer.write(data)

@@ -9,7 +9,8 @@ from skimage.data import coffee
 
 from irae.compare import side_by_side
 from irae.engine import Engine, Wishes
-from irae.images import Picture, make_folder, read_image, write_image
+from irae.files import make_folder
+from irae.images import Picture, read_image, write_image
 from irae.metrics import psnr, ssim
 from irae.pipeline import Damage, Job, Settings, check_new, degrade_file, restore_file
 from irae.restorer import check_settings

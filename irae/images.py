@@ -3,13 +3,10 @@
 Pixels stay in their stored orientation; alpha, the EXIF block, the ICC profile and the resolution in dpi are kept.
 """
 
-import errno
 import functools
 import io
 import logging
 import math
-import os
-import secrets
 import struct
 import threading
 import warnings
@@ -21,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from irae.errors import IraeError, printable
+from irae.files import read_file, write_bytes
 
 # Pillow, OpenCV and tifffile are imported where they are used, so that importing this module is quick.
 
@@ -52,7 +50,7 @@ _MOST_PROFILE = 1 << 24  # bytes of an ICC profile; a PNG can hold gigabytes of 
 
 
 class ImageError(IraeError):
-    """A picture that cannot be read or written: one sentence that names the file and the way out."""
+    """What is no picture that is read here, or none that a format holds: one sentence with the way out."""
 
 
 @dataclass(frozen=True)
@@ -149,17 +147,6 @@ def read_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, name
         raise ImageError(f"{name} is damaged or of a rare kind: get a whole copy or a PNG") from error
 
 
-def read_file(path: Path) -> bytes:
-    """The content of a file, or an ImageError that names it."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise ImageError(f"{printable(path)} does not exist: check the path") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a valid path"
-        raise ImageError(f"{printable(path)} cannot be read ({reason}): name another file") from error
-
-
 def count_pixels(path: Path) -> int:
     """How many pixels an image file says that it has, of which little is read; 0 where it says nothing clear."""
     import tifffile
@@ -177,7 +164,7 @@ def count_pixels(path: Path) -> int:
                 with tifffile.TiffFile(file) as tiff:
                     width, height = _tiff_size(tiff.pages[0])
             else:
-                width, height = _pillow_image(file, format).size
+                width, height = pillow_image(file, format).size
     except Exception:  # reading it will tell what is wrong
         return 0
     return int(width * height)
@@ -272,7 +259,7 @@ def _read_by_pillow(data: bytes, max_pixels: int, format: str) -> Picture:
     if format == "WEBP":  # opening it takes the memory of its pixels already
         width, height, lossy = _webp_header(data)
         _check_size(width, height, max_pixels)
-    image = _pillow_image(io.BytesIO(data), format)
+    image = pillow_image(io.BytesIO(data), format)
     _check_size(image.width, image.height, max_pixels)
     samples, facts = _pillow_samples(image), image.info
     told = format == "BMP" or facts.get("jfif_unit") in (1, 2)  # elsewhere it is EXIF's, or made up
@@ -280,7 +267,7 @@ def _read_by_pillow(data: bytes, max_pixels: int, format: str) -> Picture:
     return _picture(samples, format, facts.get("exif"), facts.get("icc_profile"), lossy, dpi)
 
 
-def _pillow_image(file: IO[bytes], format: str) -> Any:
+def pillow_image(file: IO[bytes], format: str) -> Any:
     """Pillow's image, not decoded yet, without Pillow's own limit of pixels."""
     from PIL import Image
 
@@ -340,7 +327,7 @@ def _read_png(data: bytes, max_pixels: int) -> Picture:
         _check_png_data(chunks[b"IDAT"], expected)
         samples = _opencv_samples(core)
     else:
-        samples = _pillow_samples(_pillow_image(io.BytesIO(core), "PNG"))
+        samples = _pillow_samples(pillow_image(io.BytesIO(core), "PNG"))
         if depth < 8 or colour == 3 or interlaced or not samples[-1].any():  # Pillow leaves black what is missing
             _check_png_data(chunks[b"IDAT"], expected)
     samples = samples.reshape(height, width, -1)
@@ -474,7 +461,7 @@ def _tiff_samples(page: Any, data: bytes) -> np.ndarray:
         samples = page.asarray()
         samples = np.moveaxis(samples, 0, 2) if samples.ndim == 3 and page.planarconfig == 2 else samples
     elif page.bitspersample <= 8:
-        return _pillow_samples(_pillow_image(io.BytesIO(_as_stored(page, data)), "TIFF"))
+        return _pillow_samples(pillow_image(io.BytesIO(_as_stored(page, data)), "TIFF"))
     elif plain and page.samplesperpixel != 2 and page.planarconfig == 1:
         samples = _opencv_samples(_as_stored(page, data))
     else:
@@ -542,65 +529,6 @@ def write_image(path: str | Path, picture: Picture, format: str | None = None, *
     except ImageError as refusal:
         raise ImageError(f"{printable(path)} cannot be written: {refusal}") from refusal.__cause__
     write_bytes(path, data, overwrite=overwrite)
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, where they are missing; raises ImageError where that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise ImageError(f"The folder {printable(folder)} cannot be made: {reason(error)}") from error
-
-
-def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = False) -> None:
-    """Write a whole file or nothing: under a hidden name in the same folder first, then put in place.
-
-    Raises ImageError when the file exists and overwrite is False, and when it cannot be written.
-    """
-    try:
-        target = Path(os.path.realpath(path))  # a symbolic link stays one
-        temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            (os.replace if overwrite else _put_new)(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except FileExistsError as error:
-        raise ImageError(f"{printable(path)} exists: choose another name or ask to overwrite it") from error
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{printable(path)} cannot be written: {reason(error)}") from error
-
-
-def _put_new(temporary: Path, target: Path) -> None:
-    """Give the file its name; FileExistsError when it is taken, even at the last moment."""
-    try:
-        os.link(temporary, target)
-    except FileExistsError:
-        raise
-    except OSError:  # no links on this file system: an empty file takes the name first
-        target.open("xb").close()
-        try:
-            os.replace(temporary, target)
-        except OSError:
-            target.unlink()
-            raise
-
-
-def reason(error: OSError | ValueError) -> str:
-    """Why a file cannot be written, and the way out, without a full stop."""
-    code = getattr(error, "errno", None)
-    if code in (errno.ENOTDIR, errno.EEXIST):
-        return "a file is where a folder should be, choose another place"
-    if code == errno.ENOENT:
-        return "its folder does not exist, create it first"
-    if code in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full, make room first"
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "its folder is write-protected, choose another one"
-    return f"{getattr(error, 'strerror', None) or 'not a valid path'}, choose another place"
 
 
 def _check_writable(picture: Picture, format: str) -> None:

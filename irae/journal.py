@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from irae.errors import IraeError, printable
-from irae.images import make_folder, reason
+from irae.files import make_folder, reason
 from irae.runner import Shape
 
 NAME, LOCK, FAILURES = ".irae-journal.jsonl", ".irae-lock", "failures.jsonl"

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from irae.errors import IraeError
-from irae.images import ImageError, _pillow_image
+from irae.images import ImageError, pillow_image
 
 # Pillow, SciPy and jpeglib are imported where they are used, so that importing this module is quick.
 
@@ -298,7 +298,7 @@ def _open(data: bytes) -> Any:
     """Pillow's image of a JPEG, not decoded yet."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            return _pillow_image(io.BytesIO(data), "JPEG")
+            return pillow_image(io.BytesIO(data), "JPEG")
     except Exception as error:  # the parser raises nearly anything on damaged files
         raise ImageError("is no JPEG, damaged or of a rare kind: get a whole copy or a PNG") from error
 

@@ -19,6 +19,7 @@ from irae.compare import side_by_side
 from irae.degrade import NOISES, generator_for
 from irae.engine import Engine, Plan, Wishes, check_quality, check_rest, mask_of, opaque
 from irae.errors import printable
+from irae.files import make_folder, read_file, write_bytes
 from irae.images import (
     MAX_PIXELS,
     SUFFIXES,
@@ -27,11 +28,8 @@ from irae.images import (
     encode_image,
     is_image_path,
     is_lossy,
-    make_folder,
     pillow_metadata,
-    read_file,
     read_image,
-    write_bytes,
 )
 from irae.journal import NAME as JOURNAL
 from irae.journal import Entry, Journal, Verdict, digest, digest_file

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from irae.errors import IraeError
-from irae.images import write_bytes
+from irae.files import write_bytes
 from irae.models.baselines import Config, Network, build_network, config_class
 from irae.models.irae import IRAE
 from irae.resources import resource_dir

@@ -36,7 +36,8 @@ from irae.evaluation.protocols import DEFINITIONS, Image, Setting, rounded
 from irae.evaluation.published import PUBLISHED, UNDERTRAINED
 from irae.evaluation.runner import CACHE, Costs, Entry
 from irae.evaluation.statistics import Mean, Paired, between_trainings, mean, paired
-from irae.images import read_image, write_bytes
+from irae.files import write_bytes
+from irae.images import read_image
 
 REPORT = ("report.html", "report.md", "results.json", "results.csv")
 CROP = 128  # pixels a side

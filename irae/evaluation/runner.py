@@ -28,7 +28,8 @@ from irae.evaluation.protocols import (
     image_digest,
     is_setting,
 )
-from irae.images import make_folder, read_image, reason
+from irae.files import make_folder, reason
+from irae.images import read_image
 from irae.restorer import pick_device
 
 Tick = Callable[[int, int, str], None]

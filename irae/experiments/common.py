@@ -29,7 +29,7 @@ from rich.table import Table
 
 import irae
 from irae.errors import IraeError
-from irae.images import write_bytes
+from irae.files import write_bytes
 
 Row = dict[str, Any]
 Item = TypeVar("Item")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from irae import models
 from irae.conditions import noise_condition
-from irae.images import write_bytes
+from irae.files import write_bytes
 from irae.probe.estimators import ESTIMATORS, EstimatorError, MutualInformation
 from irae.probe.inverse import recovery
 from irae.probe.jacobian import Local, grams, local, local_by_trace

@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import irae
-from irae.images import write_bytes
+from irae.files import write_bytes
 from irae.probe.estimators import ESTIMATORS
 from irae.probe.probe import PARTS, Layer, Report, Settings
 from irae.probe.selftest import Outcome

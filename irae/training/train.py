@@ -26,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from irae.degrade import from_pixels, to_8bit
-from irae.images import write_bytes
+from irae.files import write_bytes
 from irae.journal import FolderLock
 from irae.models.baselines import Network, build_network
 from irae.models.irae import IRAE, IRAEConfig
