@@ -15,7 +15,7 @@ from skimage.transform import downscale_local_mean
 import irae
 from irae.auto import (
     LEAST_GRID,
-    Step,
+    Need,
     blockiness,
     decide,
     equal_quality,
@@ -109,7 +109,7 @@ def test_few_colours_are_no_reason_to_leave_a_small_noisy_picture_alone() -> Non
 def test_a_noisy_photograph_is_denoised_at_its_level(clean: NDArray[Any]) -> None:
     decision = decide(Picture(noisy(clean, 20)))
     (step,) = decision.steps
-    assert step == Step("denoise", sigma=step.sigma) and step.sigma == pytest.approx(20, rel=0.1)
+    assert step == Need("denoise", sigma=step.sigma) and step.sigma == pytest.approx(20, rel=0.1)
     assert f"{step.sigma:.1f}" in decision.found
 
 
@@ -121,7 +121,7 @@ def test_grid_and_quality_of_a_png_that_was_a_jpeg(clean: NDArray[Any], offset: 
     assert grid.offset == offset and grid.score > 2 * LEAST_GRID
     like = estimate_compression(image, offset)
     assert like.libjpeg and like.quality == pytest.approx(quality, abs=3)
-    assert decide(Picture(image)).steps[0] == Step("jpeg", offset=offset, quality=like.quality)
+    assert decide(Picture(image)).steps[0] == Need("jpeg", offset=offset, quality=like.quality)
 
 
 @pytest.mark.parametrize("step", [8, 40])
@@ -129,7 +129,7 @@ def test_tables_that_are_not_libjpegs_are_noticed(clean: NDArray[Any], step: int
     flat = np.full((8, 8), step)
     image = read_image(encode_jpeg(clean, JpegTables(flat, flat, (2, 2)))).pixels
     assert not estimate_compression(image, (0, 0)).libjpeg
-    assert decide(Picture(image)).steps == (Step("jpeg", offset=(0, 0), quality=None),)
+    assert decide(Picture(image)).steps == (Need("jpeg", offset=(0, 0), quality=None),)
 
 
 @pytest.mark.parametrize("sigma", [0, 5, 40])
@@ -139,7 +139,7 @@ def test_no_grid_where_there_is_none(clean: NDArray[Any], sigma: float) -> None:
 
 def test_a_jpeg_file_is_judged_by_its_tables(clean: NDArray[Any]) -> None:
     strong = decide(Picture(compressed(clean, 40), format="JPEG"), standard_tables(40))
-    assert strong.steps == (Step("jpeg", offset=(0, 0), quality=40),)
+    assert strong.steps == (Need("jpeg", offset=(0, 0), quality=40),)
     assert "Quality 40" in strong.found
     light = decide(Picture(compressed(clean, 96), format="JPEG"), standard_tables(96))
     assert light.steps == ()
@@ -198,8 +198,8 @@ def test_camera_noise_is_told_from_white_noise(clean: NDArray[Any]) -> None:
     photo = Restorer("photo")
     camera = to_pixels(photographed(from_pixels(clean), 20, "x").image)
     decision = decide(Picture(camera), photo=photo)
-    assert decision.steps == (Step("photo"),) and "camera" in decision.found
-    assert decide(Picture(camera, format="JPEG"), standard_tables(85), photo=photo).steps == (Step("photo"),)
+    assert decision.steps == (Need("photo"),) and "camera" in decision.found
+    assert decide(Picture(camera, format="JPEG"), standard_tables(85), photo=photo).steps == (Need("photo"),)
     assert decide(Picture(camera, format="JPEG"), standard_tables(30), photo=photo).steps[0].task == "jpeg"
     for image in (clean, noisy(clean, 20), compressed(clean, 80), camera[:9, :9]):
         assert decide(Picture(image), photo=photo) == decide(Picture(image))

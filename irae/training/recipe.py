@@ -170,22 +170,17 @@ class Optimiser:
         warmup: steps of linear rise at the beginning of a cycle.
         clip: largest gradient norm.
         average: decay of the weight averaging.
-        cycles: the run's weights are the mean of the averages at the ends of so many last cycles (stochastic weight
-            averaging, Izmailov et al. 2018).
     """
 
     lr: float = 1e-3
     warmup: int = 100
     clip: float = 1.0
     average: float = 0.999
-    cycles: int = 1
     algorithm: str = "muon"
 
     def __post_init__(self) -> None:
         if not (0 < self.lr < math.inf and self.warmup >= 1 and self.clip > 0 and 0 <= self.average < 1):
             raise ValueError("The optimiser needs lr and clip above 0, warmup from 1, average from 0 to below 1.")
-        if self.cycles < 1:
-            raise ValueError("The weights at the end are those of at least one cycle.")
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"There is no algorithm {self.algorithm!r}; choose one of {', '.join(ALGORITHMS)}.")
 
@@ -224,8 +219,6 @@ class Recipe:
             raise ValueError(f"The name {self.name!r} cannot be that of a file.")
         if not self.stages or self.seed < 0:
             raise ValueError("A recipe has at least one stage, and its seed is not negative.")
-        if self.optimiser.cycles > len(self.cycles):
-            raise ValueError(f"The recipe has {len(self.cycles)} cycles of the learning rate.")
         if self.model.task != "inpaint" and any(stage.masks for stage in self.stages):
             raise ValueError("A stage has masks only where the task is inpainting.")
         channels = lookup(CONDITION_CHANNELS, self.model.task, "task")
@@ -247,19 +240,15 @@ class Recipe:
             step -= stage.steps
         return self.stages[-1]
 
-    @property
-    def cycles(self) -> list[tuple[int, int, float]]:
-        """First step, step after the last and peak learning rate of each cosine cycle."""
-        peaks, step = {0: self.optimiser.lr}, 0
-        for stage in self.stages:
-            if stage.restart:
-                peaks[step] = stage.restart
-            step += stage.steps
-        return list(zip(peaks, [*peaks, step][1:], peaks.values(), strict=True))
-
     def learning_rate(self, step: int) -> float:
         """Of a step (from 0), in the cycle that it belongs to."""
-        start, end, peak = next(cycle for cycle in self.cycles if step < cycle[1])
+        peak, start, end = self.optimiser.lr, 0, 0
+        for stage in self.stages:
+            if stage.restart and end <= step:
+                peak, start = stage.restart, end
+            elif stage.restart:
+                break
+            end += stage.steps
         return peak * learning_rate_scale(step - start, end - start, self.optimiser.warmup)
 
 

@@ -118,7 +118,7 @@ def train(
 
 
 class Run:
-    """The state of a training run: network, averages, optimisers, step and log."""
+    """The state of a training run: network, average, optimisers, step and log."""
 
     def __init__(self, recipe: Recipe, folder: Path, options: Options) -> None:
         self.recipe, self.options = recipe, options
@@ -134,7 +134,6 @@ class Run:
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.model, dynamic=False) if options.compile else self.model
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimiser.average))
-        self.ends = AveragedModel(self.average.module)  # the mean of the averages at the ends of cycles
         self.optimisers = make_optimisers(self.model, recipe.optimiser)
         self.step = 0
         self.seconds = 0.0
@@ -175,10 +174,6 @@ class Run:
         self.average.update_parameters(self.model)
         self.losses.append(loss.detach())
         self.step += 1
-        if self.step in [end for _, end, _ in self.recipe.cycles[-self.recipe.optimiser.cycles :]]:
-            self.ends.update_parameters(self.average.module)
-        if self.step == self.recipe.steps:
-            self.average.module.load_state_dict(self.ends.module.state_dict())
         self.seconds += time.monotonic() - start
 
     def measure(self, held_out: dict[str, Image], batches: PatchBatches) -> dict[str, float]:
@@ -259,7 +254,6 @@ class Run:
         self.losses = [loss.to(self.device) for loss in state["losses"]]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.ends.load_state_dict(state.get("ends", self.ends.state_dict()))  # which early checkpoints lack
         for optimiser, values in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(values)
 
@@ -272,7 +266,6 @@ class Run:
             "losses": self.losses,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "ends": self.ends.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }
 

@@ -72,21 +72,6 @@ def test_a_broken_run_goes_on_exactly(folder: Path) -> None:
     assert all(torch.equal(end[0][name], end[1][name]) for name in end[0])
 
 
-def test_a_run_can_end_with_the_mean_of_its_cycles(folder: Path) -> None:
-    options = Options(precision="fp32", workers=0)
-    first, second = Stage(1, 2, 32), Stage(3, 2, 32, restart=1e-2)
-    ends = []
-    for stages, cycles in (((first,), 1), ((first, second), 1), ((first, second), 2)):
-        made = recipe(folder, stages=stages, optimiser=Optimiser(lr=1e-2, warmup=1, average=0.5, cycles=cycles))
-        place = folder / str(len(ends))
-        train(made, place, options=dataclasses.replace(options, max_minutes=0))  # the end of a cycle outlives a break
-        train(made, place, options=dataclasses.replace(options, resume=True))
-        ends.append(load_model(place / "tiny.safetensors").state_dict())
-    for name, mean in ends[2].items():
-        torch.testing.assert_close(mean, (ends[0][name] + ends[1][name]) / 2, rtol=1e-3, atol=1e-4)  # stored in 16 bits
-    assert any(float((ends[0][name] - mean).abs().max()) > 1e-3 for name, mean in ends[2].items())
-
-
 def test_a_network_without_weights_is_not_trained(folder: Path) -> None:
     with pytest.raises(RecipeError, match="no weights to train"):
         train(recipe(folder, model=dataclasses.replace(SMALL, blocks=(0,))), folder / "run")
@@ -261,8 +246,6 @@ def test_every_task_trains(folder: Path, task: str) -> None:
                 "[model]\n[noise]\nhidden = 5.0",
                 "[model]\n[noise]\nfiles = -1.0",
                 "[model]\n[optimiser]\nlr = inf",
-                "[model]\n[optimiser]\ncycles = 0",
-                "[model]\n[optimiser]\ncycles = 2",
             )
         ),
         'name = "x"\nstages = [{ steps = true, batch = 1, patch = 8 }]\n[model]\n[data]\nsets = []',
