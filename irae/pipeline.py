@@ -82,7 +82,7 @@ def restore(
         mask: what is missing: an array (H, W), a mask file, "alpha" or "#rrggbb"; see `irae.engine.Wishes`.
         jpeg_quality, consistent, ensemble: see `irae.engine.Wishes`.
         model, device, precision: see `irae.engine.Engine`.
-        max_pixels: a larger image file is refused before it is decoded.
+        max_pixels: an image file of more pixels is refused before it is decoded.
 
     Returns:
         The restored image, dtype and shape as `image`. Integers are clipped and rounded, floats are neither.
@@ -120,7 +120,7 @@ class Settings:
         keep_rest: also write what is left beside the image, `X.rest` beside `X.png`.
         compare: also write input and result side by side, `X.compare.png`.
         overwrite: replace outputs that exist. An input is never replaced.
-        max_pixels: larger images are refused before they are decoded.
+        max_pixels: images of more pixels are refused before they are decoded.
 
     Raises:
         OptionError: a rest cannot be kept of what is wished.
@@ -421,7 +421,7 @@ def recover_file(
         model: weights by name or path, where they are not installed.
         device: as `Restorer`.
         overwrite: replace the output, if it exists.
-        max_pixels: larger images are refused.
+        max_pixels: images of more pixels are refused before they are decoded.
 
     Returns:
         The path written.
@@ -493,7 +493,7 @@ def degrade_file(
             `NAME.holes.png`, the mask beside that with `.mask.png` for its suffix.
         damage: what to do.
         overwrite: replace the outputs, if they exist.
-        max_pixels: larger images are refused.
+        max_pixels: images of more pixels are refused before they are decoded.
 
     Returns:
         The paths written: the image, and the mask where there is one.

@@ -455,7 +455,7 @@ def as_pixels(image: Tensor, like: Pixels) -> Pixels:
 
 
 def pixels_digest(pixels: Pixels) -> str:
-    """SHA-256 of an array: its dtype, shape and values."""
+    """SHA-256, in hexadecimal, of the dtype, shape and values of an array of any shape."""
     return digest(f"{pixels.dtype} {pixels.shape} ".encode() + pixels.tobytes())
 
 

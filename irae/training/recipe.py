@@ -258,7 +258,7 @@ def learning_rate_scale(step: int, steps: int, warmup: int) -> float:
 
 
 def find_recipe(path: Path) -> Path:
-    """A recipe's path, which may begin at the package's own files, as `recipes/denoise.toml` does."""
+    """The path of a recipe; one that is not there is looked for among the package's own, as `recipes/denoise.toml`."""
     shipped = resource_dir("recipes").parent / path
     return shipped if shipped.is_file() and not path.exists() else path
 
