@@ -65,6 +65,26 @@ def jpeg_condition(
     return torch.cat([part.expand(-1, height, width) for part in maps])[None]
 
 
+def turn_jpeg_condition(cond: Tensor, transposed: bool, flipped: tuple[bool, bool]) -> Tensor:
+    """The condition of a JPEG that is turned: rows and columns swapped first, then each side turned over or not.
+
+    Args:
+        cond: of the image as it was, its maps turned already: what they say is brought in line with that.
+        transposed: whether rows and columns are swapped.
+        flipped: whether the rows and the columns are turned over.
+
+    Shape: (N, JPEG_CONDITION, H, W) -> the same.
+    """
+    constant, *phases = cond.split([JPEG_CONDITION - 4 * JPEG_HARMONICS, 2 * JPEG_HARMONICS, 2 * JPEG_HARMONICS], 1)
+    if transposed:  # the bands are the same along rows and columns
+        constant = torch.cat((constant[:, :2], constant[:, 2:4].flip(1), constant[:, 4:]), 1)
+        phases.reverse()
+    sign = torch.ones(2, 2 * JPEG_HARMONICS, 1, 1).to(cond)
+    for axis, turned in enumerate(flipped):
+        sign[axis, JPEG_HARMONICS:] = -1 if turned else 1  # the cosine of a phase is that of the opposite one
+    return torch.cat((constant, *(phase * s for phase, s in zip(phases, sign, strict=True))), 1)
+
+
 def fill_holes(image: Tensor, known: Tensor) -> Tensor:
     """The image with its unknown pixels filled from the known ones around.
 

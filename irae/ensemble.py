@@ -10,8 +10,9 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from irae.conditions import JPEG_PERIOD
+from irae.conditions import JPEG_PERIOD, turn_jpeg_condition
 from irae.jpeg import JpegTables
 from irae.restorer import Afterwards, Hints, Pixels, Restorer, as_rgb_image, finish
 
@@ -47,6 +48,24 @@ class View:
             )
             grid = row, column
         return replace(hints, tables=tables, grid=grid, mask=mask)
+
+    def of_batch(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W), seen so."""
+        return (images.mT if self.transposed else images).flip(self._flipped_axes)
+
+    def back_batch(self, seen: Tensor) -> Tensor:
+        """The images (N, C, H, W) that are seen so."""
+        images = seen.flip(self._flipped_axes)
+        return images.mT if self.transposed else images
+
+    def condition(self, cond: Tensor, task: str) -> Tensor:
+        """The condition (N, K, H, W) of images of a task, as `irae.conditions` makes them, seen so."""
+        seen = self.of_batch(cond)
+        return turn_jpeg_condition(seen, self.transposed, self.flipped) if task == "jpeg" else seen
+
+    @property
+    def _flipped_axes(self) -> list[int]:
+        return [axis for axis, flipped in zip((-2, -1), self.flipped, strict=True) if flipped]
 
     def _flip(self, array: Pixels) -> Pixels:
         return array[tuple(slice(None, None, -1 if flipped else 1) for flipped in self.flipped)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import irae
+from irae.conditions import jpeg_condition
 from irae.engine import Engine, Wishes
 from irae.ensemble import VIEWS, View, ensemble
 from irae.images import Picture
@@ -44,6 +47,19 @@ def test_jpeg_tables_turn_with_the_image() -> None:
     turned = View(True, (False, False)).hints(hints, (16, 32)).tables
     assert turned is not None and np.array_equal(turned.luma, luma.T) and turned.sampling == (1, 2)
     assert View(False, (True, True)).hints(hints, (16, 32)).tables is hints.tables
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_conditions_turn_with_the_batch(view: View) -> None:
+    batch = torch.arange(2 * 3 * 5 * 9).view(2, 3, 5, 9)
+    assert torch.equal(view.back_batch(view.of_batch(batch)), batch)
+    assert np.array_equal(view.of_batch(batch)[1].permute(1, 2, 0), view.of(batch[1].permute(1, 2, 0).numpy()))
+    tables = replace(standard_tables(30), sampling=(2, 1))
+    for known, grid in ((tables, (3, 14)), (tables, None), (None, (3, 14))):
+        hints = view.hints(Hints(tables=known, grid=grid), (12, 20))
+        turned = view.condition(jpeg_condition(known, 12, 20, grid), "jpeg")
+        height, width = view.of(np.zeros((12, 20))).shape
+        torch.testing.assert_close(turned, jpeg_condition(hints.tables, height, width, hints.grid), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("task", ["denoise", "jpeg", "inpaint"])

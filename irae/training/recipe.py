@@ -29,6 +29,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # the negative PSNR of each patch (HINet, Chen et al. 2021), up to a factor and a floor at 50 dB
     "psnr": lambda restored, clean: ((restored - clean).square().flatten(1).mean(1) + 1e-5).log().mean(),
 }
+AVERAGE = "average"  # the teacher that a run is to itself
 ALGORITHMS = ("muon", "adam", "sgd")
 
 
@@ -140,7 +141,9 @@ class Stage:
     """A part of the run: `steps` steps of `batch` patches of `patch` x `patch` pixels, with a loss of `LOSSES`.
 
     `restart`, where it is not 0, is the peak learning rate of a new cosine cycle that begins with this stage. `masks`
-    takes the place of the recipe's.
+    takes the place of the recipe's. `teacher` names weights for the same task, whose answers to the damaged patches
+    are the targets in place of the clean ones (knowledge distillation, Hinton et al. 2015); "average" are the run's own
+    averaged weights (mean teachers, Tarvainen and Valpola 2017).
     """
 
     steps: int
@@ -149,6 +152,7 @@ class Stage:
     loss: str = "l1"
     restart: float = 0.0
     masks: MaskMix | None = None
+    teacher: str = ""
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.patch) < 1:

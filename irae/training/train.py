@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import io
@@ -26,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from irae.degrade import from_pixels, to_8bit
+from irae.ensemble import VIEWS
 from irae.files import write_bytes
 from irae.journal import FolderLock
 from irae.models.baselines import Network, build_network
@@ -33,7 +35,7 @@ from irae.models.irae import IRAE, IRAEConfig
 from irae.runner import cores
 from irae.training.data import Batch, Image, PatchBatches, load_training_images
 from irae.training.muon import Muon
-from irae.training.recipe import LOSSES, Optimiser, Recipe, RecipeError
+from irae.training.recipe import AVERAGE, LOSSES, Optimiser, Recipe, RecipeError
 from irae.training.tasks import Trial
 from irae.weights import load_network, save_weights
 
@@ -134,11 +136,20 @@ class Run:
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.model, dynamic=False) if options.compile else self.model
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimiser.average))
+        self.teachers: dict[str, nn.Module] = {AVERAGE: self.average.module}
+        for name in {stage.teacher for stage in recipe.stages} - {"", AVERAGE}:
+            self.teachers[name] = self._load_teacher(name)
         self.optimisers = make_optimisers(self.model, recipe.optimiser)
         self.step = 0
         self.seconds = 0.0
         self.log: list[dict[str, float]] = []
         self.losses: list[Tensor] = []
+
+    def _load_teacher(self, name: str) -> Network:
+        teacher = load_network(name)
+        if teacher.config.task != self.recipe.model.task:
+            raise RecipeError(f"The teacher {name} is for another task than {self.recipe.model.task}.")
+        return copy.deepcopy(teacher).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loader(self, batches: PatchBatches) -> Iterator[Batch]:
         """The batches from the present step on, made in other processes."""
@@ -163,10 +174,11 @@ class Run:
             for group in optimiser.param_groups:
                 group["lr"] = self.recipe.learning_rate(self.step)
             optimiser.zero_grad(set_to_none=True)
-        batch = batch.to(self.device)
+        batch, stage = batch.to(self.device), self.recipe.stage_at(self.step)
         with autocast(self.device, self.options.precision):
             restored = self.forward(batch.damaged, batch.cond)
-        loss = LOSSES[self.recipe.stage_at(self.step).loss](restored.float(), batch.clean)
+            target = self._target(batch, stage.teacher)
+        loss = LOSSES[stage.loss](restored.float(), target.float())
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimiser.clip)
         for optimiser in self.optimisers:
@@ -175,6 +187,18 @@ class Run:
         self.losses.append(loss.detach())
         self.step += 1
         self.seconds += time.monotonic() - start
+
+    @torch.no_grad()
+    def _target(self, batch: Batch, teacher: str) -> Tensor:
+        """The clean patches, or a teacher's answers to the damaged ones, seen in one of the eight ways, by turns.
+
+        Over eight steps such answers are the self-ensemble (`irae.ensemble`), which is better than the teacher alone.
+        """
+        if not teacher:
+            return batch.clean
+        view = VIEWS[self.step % len(VIEWS)]
+        damaged, cond = view.of_batch(batch.damaged), view.condition(batch.cond, self.recipe.model.task)
+        return view.back_batch(self.teachers[teacher](damaged, cond))
 
     def measure(self, held_out: dict[str, Image], batches: PatchBatches) -> dict[str, float]:
         """Mean PSNR in dB of the averaged weights on held-out images, for each trial of the task."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from irae.ensemble import VIEWS
 from irae.images import Picture, write_image
 from irae.journal import FolderLock, JournalError
 from irae.models.baselines import BaselineConfig
@@ -287,6 +288,33 @@ def test_a_training_starts_from_weights(folder: Path, weights_file: Path) -> Non
         other = recipe(folder, start=str(weights_file), model=dataclasses.replace(SMALL, **changes))
         with pytest.raises(RecipeError, match="another network"):
             train(other, folder / "other", options=Options(precision="fp32", workers=0))
+
+
+@pytest.mark.parametrize("task", ["denoise", "jpeg"])
+@pytest.mark.parametrize("own", [False, True], ids=["of another", "of its own average"])
+def test_a_student_comes_near_the_self_ensemble(
+    folder: Path, task_weights: dict[str, Path], task: str, own: bool
+) -> None:
+    weights = str(task_weights[task])
+    start, teacher = (weights, "average") if own else ("", weights)
+    stages, optimiser = (Stage(60, 4, 32, "mse", teacher=teacher),), Optimiser(lr=5e-3, warmup=1, average=0.9)
+    made = recipe(folder, model=MODELS[task], start=start, stages=stages, optimiser=optimiser)
+    train(made, folder / "run", options=Options(precision="fp32", workers=0))
+    batch = PatchBatches(made, load_training_images(made.data)[0])[0]
+    before, after = (load_network(path) for path in (weights, folder / "run" / "tiny.safetensors"))
+    with torch.no_grad():
+        seen = [
+            view.back_batch(before(view.of_batch(batch.damaged), view.condition(batch.cond, task))) for view in VIEWS
+        ]
+        target, answers = torch.stack(seen).mean(0), after(batch.damaged, batch.cond)
+    for other in (seen[0], batch.damaged, batch.clean):
+        assert (answers - target).square().mean() < 0.2 * (other - target).square().mean()
+
+
+def test_a_teacher_is_for_the_same_task(folder: Path, task_weights: dict[str, Path]) -> None:
+    made = recipe(folder, stages=(Stage(2, 4, 32, teacher=str(task_weights["photo"])),))
+    with pytest.raises(RecipeError, match="another task"):
+        train(made, folder / "run")
 
 
 @pytest.mark.parametrize("stem", [False, True])
