@@ -29,7 +29,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # the negative PSNR of each patch (HINet, Chen et al. 2021), up to a factor and a floor at 50 dB
     "psnr": lambda restored, clean: ((restored - clean).square().flatten(1).mean(1) + 1e-5).log().mean(),
 }
-AVERAGE = "average"  # the teacher that a run is to itself
+ITSELF = "itself"  # as a teacher: the weights of the run when the stage begins
 ALGORITHMS = ("muon", "adam", "sgd")
 
 
@@ -142,8 +142,8 @@ class Stage:
 
     `restart`, where it is not 0, is the peak learning rate of a new cosine cycle that begins with this stage. `masks`
     takes the place of the recipe's. `teacher` names weights for the same task, whose answers to the damaged patches
-    are the targets in place of the clean ones (knowledge distillation, Hinton et al. 2015); "average" are the run's own
-    averaged weights (mean teachers, Tarvainen and Valpola 2017).
+    are the targets in place of the clean ones (knowledge distillation, Hinton et al. 2015); "itself" are the run's own
+    averaged weights as the stage begins (born-again networks, Furlanello et al. 2018).
     """
 
     steps: int
@@ -173,7 +173,8 @@ class Optimiser:
         lr: peak learning rate.
         warmup: steps of linear rise at the beginning of a cycle.
         clip: largest gradient norm.
-        average: decay of the weight averaging.
+        average: decay of the weight averaging; (1 + n) / (10 + n) at the step n of a cycle where that is less, so that
+            the average of a short cycle does not lag behind.
     """
 
     lr: float = 1e-3
@@ -246,6 +247,16 @@ class Recipe:
 
     def learning_rate(self, step: int) -> float:
         """Of a step (from 0), in the cycle that it belongs to."""
+        peak, start, end = self._cycle_at(step)
+        return peak * learning_rate_scale(step - start, end - start, self.optimiser.warmup)
+
+    def averaging(self, step: int) -> float:
+        """The decay of the weight averaging at a step (from 0)."""
+        since = step - self._cycle_at(step)[1]
+        return min(self.optimiser.average, (1 + since) / (10 + since))
+
+    def _cycle_at(self, step: int) -> tuple[float, int, int]:
+        """The peak learning rate, first step and end of the cycle that a step belongs to."""
         peak, start, end = self.optimiser.lr, 0, 0
         for stage in self.stages:
             if stage.restart and end <= step:
@@ -253,7 +264,7 @@ class Recipe:
             elif stage.restart:
                 break
             end += stage.steps
-        return peak * learning_rate_scale(step - start, end - start, self.optimiser.warmup)
+        return peak, start, end
 
 
 def learning_rate_scale(step: int, steps: int, warmup: int) -> float:

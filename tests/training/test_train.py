@@ -167,6 +167,15 @@ def test_learning_rate_rises_then_falls_to_nothing() -> None:
     assert second == pytest.approx([rate / 2 for rate in rates[:1000]])
 
 
+def test_the_average_does_not_lag_in_short_cycles() -> None:
+    stages = (Stage(20_000, 1, 8), Stage(500, 1, 8, restart=0.5))
+    made = Recipe("x", SMALL, Data(()), stages, optimiser=Optimiser(average=0.999))
+    decays = [made.averaging(step) for step in range(20_500)]
+    weight = np.prod(decays[20_000:])  # of what was before the cycle
+    assert weight < 1e-10 and decays[20_499] < 0.99 and decays[10_000:20_000] == [0.999] * 10_000
+    assert decays[20_000:] == decays[:500] == sorted(decays[:500])
+
+
 def test_orthogonalise_brings_singular_values_near_one() -> None:
     matrices = torch.randn(3, 24, 60, generator=torch.Generator().manual_seed(0))
     for shape in (matrices, matrices.mT):
@@ -291,12 +300,12 @@ def test_a_training_starts_from_weights(folder: Path, weights_file: Path) -> Non
 
 
 @pytest.mark.parametrize("task", ["denoise", "jpeg"])
-@pytest.mark.parametrize("own", [False, True], ids=["of another", "of its own average"])
+@pytest.mark.parametrize("own", [False, True], ids=["of another", "of itself"])
 def test_a_student_comes_near_the_self_ensemble(
     folder: Path, task_weights: dict[str, Path], task: str, own: bool
 ) -> None:
     weights = str(task_weights[task])
-    start, teacher = (weights, "average") if own else ("", weights)
+    start, teacher = (weights, "itself") if own else ("", weights)
     stages, optimiser = (Stage(60, 4, 32, "mse", teacher=teacher),), Optimiser(lr=5e-3, warmup=1, average=0.9)
     made = recipe(folder, model=MODELS[task], start=start, stages=stages, optimiser=optimiser)
     train(made, folder / "run", options=Options(precision="fp32", workers=0))
@@ -309,6 +318,17 @@ def test_a_student_comes_near_the_self_ensemble(
         target, answers = torch.stack(seen).mean(0), after(batch.damaged, batch.cond)
     for other in (seen[0], batch.damaged, batch.clean):
         assert (answers - target).square().mean() < 0.2 * (other - target).square().mean()
+
+
+def test_a_run_that_teaches_itself_goes_on_exactly(folder: Path) -> None:
+    made = recipe(folder, stages=(Stage(1, 4, 32), Stage(3, 4, 32, restart=1e-3, teacher="itself")))
+    whole, broken = folder / "whole", folder / "broken"
+    options = Options(precision="fp32", resume=True, workers=0)
+    train(made, whole, options=options)
+    for _ in range(4):
+        train(made, broken, options=dataclasses.replace(options, max_minutes=0))  # one step each
+    end = [load_network(path / "tiny.safetensors").state_dict() for path in (whole, broken)]
+    assert all(torch.equal(end[0][name], end[1][name]) for name in end[0])
 
 
 def test_a_teacher_is_for_the_same_task(folder: Path, task_weights: dict[str, Path]) -> None:
