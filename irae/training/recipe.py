@@ -29,7 +29,6 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # the negative PSNR of each patch (HINet, Chen et al. 2021), up to a factor and a floor at 50 dB
     "psnr": lambda restored, clean: ((restored - clean).square().flatten(1).mean(1) + 1e-5).log().mean(),
 }
-ITSELF = "itself"  # as a teacher: the weights of the run when the stage begins
 ALGORITHMS = ("muon", "adam", "sgd")
 
 
@@ -142,8 +141,7 @@ class Stage:
 
     `restart`, where it is not 0, is the peak learning rate of a new cosine cycle that begins with this stage. `masks`
     takes the place of the recipe's. `teacher` names weights for the same task, whose answers to the damaged patches
-    are the targets in place of the clean ones (knowledge distillation, Hinton et al. 2015); "itself" are the run's own
-    averaged weights as the stage begins (born-again networks, Furlanello et al. 2018).
+    are the targets in place of the clean ones (knowledge distillation, Hinton et al. 2015).
     """
 
     steps: int

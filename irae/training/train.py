@@ -35,7 +35,7 @@ from irae.models.irae import IRAE, IRAEConfig
 from irae.runner import cores
 from irae.training.data import Batch, Image, PatchBatches, load_training_images
 from irae.training.muon import Muon
-from irae.training.recipe import ITSELF, LOSSES, Optimiser, Recipe, RecipeError
+from irae.training.recipe import LOSSES, Optimiser, Recipe, RecipeError
 from irae.training.tasks import Trial
 from irae.weights import load_network, save_weights
 
@@ -135,20 +135,21 @@ class Run:
             raise RecipeError("The network has no weights to train: give it blocks or a stem.")
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.model, dynamic=False) if options.compile else self.model
-        self.average = AveragedModel(self.model, multi_avg_fn=self._average_weights)
-        self.teachers = {name: self._teacher(name) for name in {stage.teacher for stage in recipe.stages} - {""}}
+        self.average = AveragedModel(
+            self.model, avg_fn=lambda average, weight, _: average.lerp(weight, 1 - recipe.averaging(self.step))
+        )
+        self.teachers = {name: self._load_teacher(name) for name in {stage.teacher for stage in recipe.stages} - {""}}
         self.optimisers = make_optimisers(self.model, recipe.optimiser)
         self.step = 0
         self.seconds = 0.0
         self.log: list[dict[str, float]] = []
         self.losses: list[Tensor] = []
 
-    def _teacher(self, name: str) -> nn.Module:
-        """The network of a stage's teacher; that of a run's own weights gets them when the stage begins."""
-        teacher = self.average.module if name == ITSELF else load_network(name)
+    def _load_teacher(self, name: str) -> Network:
+        teacher = load_network(name)
         if teacher.config.task != self.recipe.model.task:
             raise RecipeError(f"The teacher {name} is for another task than {self.recipe.model.task}.")
-        return copy.deepcopy(teacher).to(self.device, memory_format=torch.channels_last)
+        return copy.deepcopy(teacher).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loader(self, batches: PatchBatches) -> Iterator[Batch]:
         """The batches from the present step on, made in other processes."""
@@ -174,8 +175,6 @@ class Run:
                 group["lr"] = self.recipe.learning_rate(self.step)
             optimiser.zero_grad(set_to_none=True)
         batch, stage = batch.to(self.device), self.recipe.stage_at(self.step)
-        if stage.teacher == ITSELF and (self.step == 0 or self.recipe.stage_at(self.step - 1) is not stage):
-            self.teachers[ITSELF].load_state_dict(self.average.module.state_dict())
         with autocast(self.device, self.options.precision):
             restored = self.forward(batch.damaged, batch.cond)
             target = self._target(batch, stage.teacher)
@@ -188,10 +187,6 @@ class Run:
         self.losses.append(loss.detach())
         self.step += 1
         self.seconds += time.monotonic() - start
-
-    @torch.no_grad()
-    def _average_weights(self, averages: list[Tensor], weights: list[Tensor], _: Tensor | int) -> None:
-        torch._foreach_lerp_(averages, weights, 1 - self.recipe.averaging(self.step))
 
     @torch.no_grad()
     def _target(self, batch: Batch, teacher: str) -> Tensor:
@@ -285,8 +280,6 @@ class Run:
         self.average.load_state_dict(state["average"])
         for optimiser, values in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(values)
-        if ITSELF in self.teachers:
-            self.teachers[ITSELF].load_state_dict(state["itself"])
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -298,7 +291,6 @@ class Run:
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-            "itself": self.teachers[ITSELF].state_dict() if ITSELF in self.teachers else {},
         }
 
 
