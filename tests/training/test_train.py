@@ -308,12 +308,12 @@ def test_a_student_comes_near_the_self_ensemble_of_its_teacher(
     made = recipe(folder, model=MODELS[task], stages=stages, optimiser=optimiser)
     train(made, folder / "run", options=Options(precision="fp32", workers=0))
     batch = PatchBatches(made, load_training_images(made.data)[0])[0]
-    before, after = (load_network(path) for path in (weights, folder / "run" / "tiny.safetensors"))
+    teacher, student = (load_network(path) for path in (weights, folder / "run" / "tiny.safetensors"))
     with torch.no_grad():
         seen = [
-            view.back_batch(before(view.of_batch(batch.damaged), view.condition(batch.cond, task))) for view in VIEWS
+            view.back_batch(teacher(view.of_batch(batch.damaged), view.condition(batch.cond, task))) for view in VIEWS
         ]
-        target, answers = torch.stack(seen).mean(0), after(batch.damaged, batch.cond)
+        target, answers = torch.stack(seen).mean(0), student(batch.damaged, batch.cond)
     for other in (seen[0], batch.damaged, batch.clean):
         assert (answers - target).square().mean() < 0.2 * (other - target).square().mean()
 
