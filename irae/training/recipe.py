@@ -172,7 +172,7 @@ class Optimiser:
         warmup: steps of linear rise at the beginning of a cycle.
         clip: largest gradient norm.
         average: decay of the weight averaging; (1 + n) / (10 + n) at the step n of a cycle where that is less, so that
-            the average of a short cycle does not lag behind.
+            the average of a short cycle does not lag behind (as in TensorFlow's ExponentialMovingAverage).
     """
 
     lr: float = 1e-3
@@ -248,7 +248,7 @@ class Recipe:
         peak, start, end = self._cycle_at(step)
         return peak * learning_rate_scale(step - start, end - start, self.optimiser.warmup)
 
-    def averaging(self, step: int) -> float:
+    def ema_decay(self, step: int) -> float:
         """The decay of the weight averaging at a step (from 0)."""
         since = step - self._cycle_at(step)[1]
         return min(self.optimiser.average, (1 + since) / (10 + since))

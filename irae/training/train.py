@@ -136,7 +136,7 @@ class Run:
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.model, dynamic=False) if options.compile else self.model
         self.average = AveragedModel(
-            self.model, avg_fn=lambda average, weight, _: average.lerp(weight, 1 - recipe.averaging(self.step))
+            self.model, avg_fn=lambda average, weight, _: average.lerp(weight, 1 - recipe.ema_decay(self.step))
         )
         self.teachers = {name: self._load_teacher(name) for name in {stage.teacher for stage in recipe.stages} - {""}}
         self.optimisers = make_optimisers(self.model, recipe.optimiser)
@@ -193,6 +193,8 @@ class Run:
         """The clean patches, or a teacher's answers to the damaged ones, seen in one of the eight ways, by turns.
 
         Over eight steps such answers are the self-ensemble (`irae.ensemble`), which is better than the teacher alone.
+
+        Shape: (N, 3, P, P).
         """
         if not teacher:
             return batch.clean

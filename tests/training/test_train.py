@@ -170,7 +170,7 @@ def test_learning_rate_rises_then_falls_to_nothing() -> None:
 def test_the_average_does_not_lag_in_short_cycles() -> None:
     stages = (Stage(20_000, 1, 8), Stage(500, 1, 8, restart=0.5))
     made = Recipe("x", SMALL, Data(()), stages, optimiser=Optimiser(average=0.999))
-    decays = [made.averaging(step) for step in range(20_500)]
+    decays = [made.ema_decay(step) for step in range(20_500)]
     weight = np.prod(decays[20_000:])  # of what was before the cycle
     assert weight < 1e-10 and decays[20_499] < 0.99 and decays[10_000:20_000] == [0.999] * 10_000
     assert decays[20_000:] == decays[:500] == sorted(decays[:500])
