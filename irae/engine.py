@@ -16,7 +16,7 @@ from irae.auto import Need, decide, estimate_compression, find_grid
 from irae.ensemble import ensemble
 from irae.errors import printable
 from irae.images import MAX_PIXELS, ImageError, Picture, read_image
-from irae.jpeg import project, read_coefficients, read_tables, standard_tables
+from irae.jpeg import NARROW, project, read_coefficients, read_tables, standard_tables
 from irae.models.irae import IRAE
 from irae.restorer import (
     TASKS,
@@ -303,7 +303,7 @@ def _decompress(picture: Picture, need: Need, wishes: Wishes, data: bytes, name:
         hints = Hints(tables=tables, grid=(0, 0))
         if wishes.consistent is not False:
             coefficients = _of_file(read_coefficients, data, name)
-            return Step("jpeg", hints, lambda image: project(image, coefficients).astype(np.float32))
+            return Step("jpeg", hints, lambda image: project(image, coefficients, NARROW).astype(np.float32))
         return Step("jpeg", hints)
     if need.quality is None:
         return Step("jpeg")

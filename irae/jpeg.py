@@ -38,6 +38,7 @@ _SUBSAMPLINGS = {(1, 1): 0, (2, 1): 1, (2, 2): 2}  # Pillow's numbers
 # JFIF 1.02: luma, then blue less luma and red less luma on the same scale.
 _YCBCR = np.array([[0.299, 0.587, 0.114], [-0.299 / 1.772, -0.587 / 1.772, 0.5], [0.5, -0.587 / 1.402, -0.114 / 1.402]])
 _RGB = np.linalg.inv(_YCBCR)
+NARROW = 0.8  # of a step: the width of bins with which restored images gain most (docs/model.md)
 _TURNS = 32  # on the blocks that the image fills in part: after 16 nothing moves by a level any more
 _REPEATED = 0.2  # of a step: as far outside its bin a coefficient may lie then. Files of libjpeg end within 0.03 up to
 # quality 60 and 0.16 up to 95; lossless crops of photographs at 1 and more from quality 20 on, at 0.03 to 15 below
@@ -166,7 +167,7 @@ def read_coefficients(data: bytes) -> JpegCoefficients:
     return JpegCoefficients((image.height, image.width), levels[: len(steps)], steps, sampling)
 
 
-def project(image: np.ndarray, file: bytes | JpegCoefficients) -> np.ndarray:
+def project(image: np.ndarray, file: bytes | JpegCoefficients, width: float = 1) -> np.ndarray:
     """The nearest image that the JPEG file could have come from: every coefficient is clamped to its bin.
 
     Nearest is meant in luma and in each chroma plane on its own. Chroma is an average of h x v pixels, and the least
@@ -179,22 +180,31 @@ def project(image: np.ndarray, file: bytes | JpegCoefficients) -> np.ndarray:
     repeated. Where they do not, as after lossless cropping, which leaves what lay beyond the border in them, these
     blocks stay as they are.
 
+    Where an estimate lies outside its bin, the true coefficient does not lie on the edge but somewhat inside, and what
+    lies on an edge leaves the bin again when pixels are rounded. So the bins can be narrowed, each about its middle
+    (Kim and Park, "Projection onto the narrow quantization constraint set for postprocessing of scalar quantized
+    images", 1996), but for those of blocks that are filled in part. What is said above of the set then holds for the
+    narrowed one, in which the image that was compressed need not lie.
+
     Args:
         image: (H, W) grey or (H, W, 3) RGB, float, nominally in [0, 1].
         file: the JPEG file or its coefficients.
+        width: of the bins, as a share of the quantisation step, above 0 and at most 1.
 
     Shape: that of the image, of its dtype; values may lie somewhat outside [0, 1].
 
     Raises ImageError as read_coefficients does, IraeError for an image of another size or number of channels.
     """
+    if not 0 < width <= 1:
+        raise IraeError(f"the bins cannot have the width {width}: give one above 0 and at most 1")
     file = file if isinstance(file, JpegCoefficients) else read_coefficients(file)
     _check_shape(image, file)
     planes = _planes(image)
     samplings = [(1, 1), file.sampling, file.sampling][: len(planes)]
     parts = list(zip(planes, file.levels, file.steps, samplings, strict=True))
-    changes, repeated = zip(*(_change(*part) for part in parts), strict=True)
+    changes, repeated = zip(*(_change(*part, width) for part in parts), strict=True)
     if not all(repeated):
-        changes = tuple(_change(*part, whole=True)[0] for part in parts)
+        changes = tuple(_change(*part, width, whole=True)[0] for part in parts)
     if image.ndim == 2:
         return image + changes[0] / 255
     return image + np.stack(changes, -1) @ (_RGB.T / 255).astype(image.dtype)
@@ -234,7 +244,12 @@ def _planes(image: np.ndarray) -> list[np.ndarray]:
 
 
 def _change(
-    plane: np.ndarray, levels: np.ndarray, steps: np.ndarray, sampling: tuple[int, int], whole: bool = False
+    plane: np.ndarray,
+    levels: np.ndarray,
+    steps: np.ndarray,
+    sampling: tuple[int, int],
+    share: float,
+    whole: bool = False,
 ) -> tuple[np.ndarray, bool]:
     """(H, W): what takes a plane, in 8-bit levels around zero, to the nearest one with all coefficients in their bins.
 
@@ -243,10 +258,9 @@ def _change(
     """
     rows, columns = levels.shape[:2]
     levels, steps = levels.transpose(0, 2, 1, 3), steps[:, None].astype(plane.dtype)
-    half = plane.dtype.type(0.5)
-    low, high = (levels - half) * steps, (levels + half) * steps
+    middle, reach = levels * steps, steps / 2
     start = _sampled(plane, rows * 8, columns * 8, sampling).reshape(rows, 8, columns, 8)
-    samples = start + _clamping(start, low, high)
+    samples = start + _clamping(start, middle, reach * share)
     height, width = (-(-size // factor) % 8 for size, factor in zip(plane.shape, sampling[::-1], strict=True))
     # Of the blocks filled in part: the last row, and what is left of the last column; 0 stands for whole.
     parts = [(np.s_[-1:], height)] * bool(height) + [(np.s_[: rows - bool(height), :, -1:], 0)] * bool(width)
@@ -254,30 +268,30 @@ def _change(
     for part, filled in parts:
         samples[part] = start[part]
         for _ in range(0 if whole else _TURNS):
-            step = _clamping(samples[part], low[part], high[part])
+            step = _clamping(samples[part], middle[part], reach)
             if filled:
                 step[:, filled - 1 :] = step[:, filled - 1 :].mean(1, keepdims=True)
             if width:
                 step[:, :, -1:, width - 1 :] = step[:, :, -1:, width - 1 :].mean(3, keepdims=True)
             samples[part] += step
-        repeated &= bool((np.abs(_outside(samples[part], low[part], high[part])) <= _REPEATED * steps).all())
+        repeated &= bool((np.abs(_outside(samples[part], middle[part], reach)) <= _REPEATED * steps).all())
     changes = (samples - start).reshape(rows * 8, columns * 8).repeat(sampling[1], 0).repeat(sampling[0], 1)
     return changes[: plane.shape[0], : plane.shape[1]], repeated
 
 
-def _clamping(samples: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """What takes (rows, 8, columns, 8) samples to the nearest ones with all coefficients between low and high."""
+def _clamping(samples: np.ndarray, middle: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """What takes (rows, 8, columns, 8) samples to the nearest ones with all coefficients within reach of the middle."""
     from scipy.fft import idctn
 
-    return idctn(_outside(samples, low, high), axes=(1, 3), norm="ortho")
+    return idctn(_outside(samples, middle, reach), axes=(1, 3), norm="ortho")
 
 
-def _outside(samples: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """What takes the coefficients of (rows, 8, columns, 8) samples to between low and high."""
+def _outside(samples: np.ndarray, middle: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """What takes the coefficients of (rows, 8, columns, 8) samples to within reach of the middle."""
     from scipy.fft import dctn
 
     coefficients = dctn(samples, axes=(1, 3), norm="ortho")  # T.81, A.3.3
-    return np.clip(coefficients, low, high) - coefficients
+    return np.clip(coefficients, middle - reach, middle + reach) - coefficients
 
 
 def _sampled(plane: np.ndarray, height: int, width: int, sampling: tuple[int, int]) -> np.ndarray:

@@ -16,6 +16,7 @@ from skimage.data import astronaut, chelsea, coffee
 from irae.errors import IraeError
 from irae.images import ImageError, read_image
 from irae.jpeg import (
+    NARROW,
     JpegTables,
     consistent_share,
     encode_jpeg,
@@ -251,15 +252,16 @@ STARTS = {
 }
 
 
+@pytest.mark.parametrize("width", [1, NARROW])
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("sampling", ["grey", *SAMPLINGS])
 @pytest.mark.parametrize("size", SIZES)
-def test_projection_twice_is_once(size, sampling, start):
+def test_projection_twice_is_once(size, sampling, start, width):
     pixels = cut(size, grey=sampling == "grey")
     file = read_coefficients(encode_jpeg(pixels, 30, None if sampling == "grey" else sampling))
     image = STARTS[start](pixels)
-    once = project(image, file)
-    twice = project(once, file)
+    once = project(image, file, width)
+    twice = project(once, file, width)
     whole = size[0] % 16 == size[1] % 16 == 0
     assert once.shape == image.shape and np.abs(once - image).max() > 0.001
     assert np.abs(twice - once).max() < (1e-9 if whole else 0.02 * np.abs(once - image).max())
@@ -341,7 +343,15 @@ def test_the_result_compresses_to_the_same_file(size, sampling):
     image = STARTS["noise"](pixels)
     before, after = consistent_share(rounded(image), data), consistent_share(rounded(project(image, data)), data)
     assert 1 - after < 0.7 * (1 - before)  # rounding throws back about half of what was put on the border of its bin
+    narrow = consistent_share(rounded(project(image, data, NARROW)), data)
+    assert 1 - narrow < (0.1 if size == (96, 128) else 0.3) * (1 - after)  # blocks filled in part keep their bins
     assert consistent_share(pixels, data) == 1
+
+
+@pytest.mark.parametrize("width", [0, -1, 1.5, float("nan")])
+def test_bins_of_no_width_or_more_than_their_own_are_refused(width):
+    with pytest.raises(IraeError, match="give one above 0"):
+        project(PHOTO / 255, encode_jpeg(PHOTO, 50), width)
 
 
 def test_the_type_is_kept():
