@@ -141,7 +141,9 @@ class Stage:
 
     `restart`, where it is not 0, is the peak learning rate of a new cosine cycle that begins with this stage. `masks`
     takes the place of the recipe's. `teacher` names weights for the same task, whose answers to the damaged patches
-    are the targets in place of the clean ones (knowledge distillation, Hinton et al. 2015).
+    are the targets in place of the clean ones (knowledge distillation, Hinton et al. 2015). `ragged` batches lose, by
+    turns, 0, 1, ... of their last rows and columns, up to one less than the multiple that the network needs, so that it
+    learns to restore images which it has to extend; a teacher sees them whole.
     """
 
     steps: int
@@ -151,6 +153,7 @@ class Stage:
     restart: float = 0.0
     masks: MaskMix | None = None
     teacher: str = ""
+    ragged: bool = False
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.patch) < 1:

@@ -175,9 +175,10 @@ class Run:
                 group["lr"] = self.recipe.learning_rate(self.step)
             optimiser.zero_grad(set_to_none=True)
         batch, stage = batch.to(self.device), self.recipe.stage_at(self.step)
+        side = stage.patch - (self.step // len(VIEWS) % self.model.size_multiple if stage.ragged else 0)
         with autocast(self.device, self.options.precision):
-            restored = self.forward(batch.damaged, batch.cond)
-            target = self._target(batch, stage.teacher)
+            restored = self.forward(batch.damaged[..., :side, :side], batch.cond[..., :side, :side])
+            target = self._target(batch, stage.teacher)[..., :side, :side]
         loss = LOSSES[stage.loss](restored.float(), target.float())
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimiser.clip)

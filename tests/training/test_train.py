@@ -19,7 +19,7 @@ from irae.training.data import PatchBatches, load_training_images
 from irae.training.muon import Muon, orthogonalise
 from irae.training.recipe import LOSSES, Data, MaskMix, NoiseMix, Optimiser, Recipe, RecipeError, Stage, load_recipe
 from irae.training.tasks import TASKS, Denoising
-from irae.training.train import Options, make_optimisers, start_from, train
+from irae.training.train import Options, Run, make_optimisers, start_from, train
 from irae.weights import installed_weights, load_model, load_network, weights_info
 from tests.conftest import SMALL
 from tests.conftest import TASKS as MODELS
@@ -316,6 +316,25 @@ def test_a_student_comes_near_the_self_ensemble_of_its_teacher(
         target, answers = torch.stack(seen).mean(0), student(batch.damaged, batch.cond)
     for other in (seen[0], batch.damaged, batch.clean):
         assert (answers - target).square().mean() < 0.2 * (other - target).square().mean()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_ragged_patches_have_every_size_that_is_extended_to_their_own(
+    folder: Path, task_weights: dict[str, Path], task: str
+) -> None:
+    """A teacher sees whole patches."""
+    stages = (Stage(64, 1, 32, teacher=str(task_weights[task]), ragged=True),)
+    run = Run(made := recipe(folder, model=MODELS[task], stages=stages), folder / "run", Options(precision="fp32"))
+    seen: dict[str, set[tuple[int, ...]]] = {"student": set(), "teacher": set()}
+    (teacher,) = run.teachers.values()
+    for name, network in (("student", run.model), ("teacher", teacher)):
+        network.register_forward_pre_hook(lambda _, images, name=name: seen[name].add(tuple(images[0].shape[-2:])))
+    batch = PatchBatches(made, load_training_images(made.data)[0])[0]
+    for _ in range(made.steps):
+        run.update(batch)
+    multiple = run.model.size_multiple
+    assert 1 < multiple <= 8 and seen["teacher"] == {(32, 32)}
+    assert seen["student"] == {(32 - lost, 32 - lost) for lost in range(multiple)}
 
 
 def test_a_teacher_is_for_the_same_task(folder: Path, task_weights: dict[str, Path]) -> None:
