@@ -193,7 +193,8 @@ def project(image: np.ndarray, file: bytes | JpegCoefficients, width: float = 1)
 
     Shape: that of the image, of its dtype; values may lie somewhat outside [0, 1].
 
-    Raises ImageError as read_coefficients does, IraeError for an image of another size or number of channels.
+    Raises ImageError as read_coefficients does, IraeError for an image of another size or number of channels and for
+    another width.
     """
     if not 0 < width <= 1:
         raise IraeError(f"the bins cannot have the width {width}: give one above 0 and at most 1")
