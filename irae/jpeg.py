@@ -38,7 +38,7 @@ _SUBSAMPLINGS = {(1, 1): 0, (2, 1): 1, (2, 2): 2}  # Pillow's numbers
 # JFIF 1.02: luma, then blue less luma and red less luma on the same scale.
 _YCBCR = np.array([[0.299, 0.587, 0.114], [-0.299 / 1.772, -0.587 / 1.772, 0.5], [0.5, -0.587 / 1.402, -0.114 / 1.402]])
 _RGB = np.linalg.inv(_YCBCR)
-NARROW = 0.8  # of a step: the width of bins with which restored images gain most (docs/model.md)
+NARROW = 0.8  # of a step: bins of this width are better than whole ones at every quality (docs/model.md)
 _TURNS = 32  # on the blocks that the image fills in part: after 16 nothing moves by a level any more
 _REPEATED = 0.2  # of a step: as far outside its bin a coefficient may lie then. Files of libjpeg end within 0.03 up to
 # quality 60 and 0.16 up to 95; lossless crops of photographs at 1 and more from quality 20 on, at 0.03 to 15 below
@@ -254,8 +254,9 @@ def _change(
 ) -> tuple[np.ndarray, bool]:
     """(H, W): what takes a plane, in 8-bit levels around zero, to the nearest one with all coefficients in their bins.
 
-    Blocks that the plane fills in part: clamping and repeating the border again take turns until both hold; whether
-    they do is the other result. With `whole` these blocks do not change.
+    `share` is that of its width that a bin keeps. Blocks that the plane fills in part, whose bins stay whole: clamping
+    and repeating the border again take turns until both hold; whether they do is the other result. With `whole` these
+    blocks do not change.
     """
     rows, columns = levels.shape[:2]
     levels, steps = levels.transpose(0, 2, 1, 3), steps[:, None].astype(plane.dtype)

@@ -175,6 +175,7 @@ class Run:
                 group["lr"] = self.recipe.learning_rate(self.step)
             optimiser.zero_grad(set_to_none=True)
         batch, stage = batch.to(self.device), self.recipe.stage_at(self.step)
+        # a size for as many steps as there are views, so that a teacher answers in all of them
         side = stage.patch - (self.step // len(VIEWS) % self.model.size_multiple if stage.ragged else 0)
         with autocast(self.device, self.options.precision):
             restored = self.forward(batch.damaged[..., :side, :side], batch.cond[..., :side, :side])
