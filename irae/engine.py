@@ -241,7 +241,7 @@ class Engine:
         for step in plan.steps:
             restorer = self.restorer(step.task)
             restore = partial(ensemble, restorer) if wishes.ensemble else restorer
-            pixels = restore(pixels, step.hints, strength, step.afterwards)
+            pixels = restore(pixels, step.hints, strength, _afterwards(step, wishes))
         if several and wishes.strength < 1:  # of the picture and what came of all steps; in strips, as it is in floats
             for top in range(0, len(pixels), 256):
                 given, made = (array[top : top + 256] for array in (before, pixels))
@@ -258,7 +258,13 @@ class Engine:
         if len(plan.steps) != 1:
             raise OptionError("A rest is kept of exactly one step of restoration: name it with --task.")
         step = plan.steps[0]
-        return self.restorer(step.task).with_rest(plan.picture.pixels, step.hints, wishes.strength, step.afterwards)
+        afterwards = _afterwards(step, wishes)
+        return self.restorer(step.task).with_rest(plan.picture.pixels, step.hints, wishes.strength, afterwards)
+
+
+def _afterwards(step: Step, wishes: Wishes) -> Afterwards | None:
+    """What follows the network; nothing where nothing of it is wished: narrowed bins would change the input, too."""
+    return step.afterwards if wishes.strength else None
 
 
 def _asked_jpeg(picture: Picture, wishes: Wishes, file: bool) -> Need:

@@ -185,6 +185,14 @@ def test_strength_mixes_what_goes_in_and_what_comes_out_of_all_steps(photo: Pixe
     assert np.abs(half - (full + photo) / 2).max() <= 1
 
 
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_strength_0_leaves_a_jpeg_as_it_is(engines: dict[str, Engine], photo: Pixels, ensemble: bool) -> None:
+    file = encode_jpeg(photo, 97)
+    picture, wishes = read_image(file), Wishes("jpeg", strength=0, ensemble=ensemble)
+    engine = engines["jpeg"]
+    assert np.array_equal(engine.run(engine.plan(picture, wishes, file), wishes), picture.pixels)
+
+
 def test_what_follows_a_decompression_is_consistent_with_no_file(photo: Pixels) -> None:
     file = encode_jpeg(photo, 30)
     with pytest.raises(IraeError, match="denoise"):
