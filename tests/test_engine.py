@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.data import astronaut
 
+from irae.degrade import GaussianNoise, VaryingNoise, generator_for
 from irae.engine import Engine, Wishes
 from irae.errors import IraeError
 from irae.images import Picture, read_image, write_image
 from irae.jpeg import consistent_share, encode_jpeg, project, standard_tables
 from irae.metrics import psnr
 from irae.pipeline import restore
-from irae.restorer import HOLE_DEPTH, Hints, Restorer
+from irae.restorer import HOLE_DEPTH, Hints, Restorer, as_pixels, as_tensor
 from irae.tiles import reach
 from irae.weights import save_weights
 from tests.conftest import SMALL, random_model
@@ -173,7 +174,7 @@ def test_auto_leaves_a_clean_picture_alone_and_denoises_a_noisy_one(photo: Pixel
     engine = Engine()
     plan = engine.plan(Picture(np.clip(np.rint(noisy), 0, 255).astype(np.uint8)), Wishes())
     (step,) = plan.steps
-    assert step.task == "denoise" and step.hints.sigma == pytest.approx(25, abs=4)
+    assert step.task == "denoise" and step.level == pytest.approx(25, abs=4)
     assert any("25" in sentence or "24" in sentence or "26" in sentence for sentence in plan.found)
 
 
@@ -183,6 +184,34 @@ def test_strength_mixes_what_goes_in_and_what_comes_out_of_all_steps(photo: Pixe
     full, half = (engine.run(plan, replace(wishes, strength=s)).astype(float) for s in (1.0, 0.5))
     assert [step.task for step in plan.steps] == ["jpeg", "denoise"] and not np.array_equal(full, photo)
     assert np.abs(half - (full + photo) / 2).max() <= 1
+
+
+def test_noise_that_is_not_the_same_everywhere_is_better_found_than_told() -> None:
+    clean = np.ascontiguousarray(astronaut()[::2, ::2])
+    noise, generator = VaryingNoise(low=5, high=45), generator_for("astronaut")
+    noisy = as_pixels(noise(as_tensor(clean)[0], generator).image[None], clean)
+    engine = Engine("small", "cpu")
+    plan = engine.plan(Picture(noisy), Wishes())
+    (step,) = plan.steps
+    told = engine.restorer("denoise")(noisy, Hints(sigma=step.level))
+    assert psnr(engine.run(plan), clean) > psnr(told, clean) + 0.2
+
+
+@pytest.mark.parametrize("strength", [1, 0.5])
+def test_noise_that_was_compressed_is_taken_out_too(strength: float) -> None:
+    clean = np.ascontiguousarray(astronaut()[::2, ::2])
+    noisy = as_pixels(GaussianNoise(25)(as_tensor(clean)[0], generator_for("astronaut")).image[None], clean)
+    file = encode_jpeg(noisy, 95)
+    picture, wishes, engine = read_image(file), Wishes(strength=strength), Engine("small", "cpu")
+    plan = engine.plan(picture, wishes, file)
+    result = engine.run(plan, wishes)
+    assert [step.task for step in plan.steps] == ["denoise"]
+    found = engine.restorer("denoise")(picture.pixels, strength=strength)
+    assert psnr(found, clean) < psnr(picture.pixels, clean) + 1  # the network takes it for the picture
+    assert psnr(result, clean) > psnr(picture.pixels, clean) + 4 * strength
+    with_rest, rest = engine.run_with_rest(plan, wishes)
+    assert np.array_equal(engine.restorer("denoise").recover(with_rest, rest), picture.pixels)
+    assert psnr(with_rest, clean) == pytest.approx(psnr(result, clean), abs=0.01)
 
 
 @pytest.mark.parametrize("ensemble", [False, True])
