@@ -39,6 +39,7 @@ Found = TypeVar("Found")
 
 CHOICES = ("auto", *TASKS)
 ALPHA = "alpha"
+LEAST_FOUND = 0.75  # of the measured noise, that a denoiser takes out where it found it (docs/auto.md)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Step:
         hints: what the network is told.
         afterwards: what is done to its image.
         level: the noise that was measured, in 8-bit levels; the network is told it in a second pass where it took out
-            less than half of that by itself.
+            less than `LEAST_FOUND` of that by itself.
     """
 
     task: str
@@ -282,7 +283,7 @@ class Engine:
 
 
 def _left_in(step: Step, given: Pixels, made: Pixels, strength: float) -> bool:
-    """Whether a network that was told no level took out less than half of the noise that was measured.
+    """Whether a network that was told no level took out less than `LEAST_FOUND` of the noise that was measured.
 
     It finds white noise by itself, better than one level says it where the noise is not the same everywhere. Noise
     that was compressed it takes for the picture.
@@ -294,7 +295,7 @@ def _left_in(step: Step, given: Pixels, made: Pixels, strength: float) -> bool:
     for top in range(0, len(given), 256):  # in strips, as it is in floats
         before, after = (array[top : top + 256].astype(np.float32) for array in (given, made))
         squares += float(np.square(before - after).sum())
-    return scale * (squares / given.size) ** 0.5 < strength * step.level / 2
+    return scale * (squares / given.size) ** 0.5 < strength * LEAST_FOUND * step.level
 
 
 def _told(step: Step) -> Hints:
