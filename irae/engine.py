@@ -116,8 +116,8 @@ class Step:
         task: of the network.
         hints: what the network is told.
         afterwards: what is done to its image.
-        level: the noise that was measured, in 8-bit levels; the network is told it in a second pass where it took out
-            less than `LEAST_FOUND` of that by itself.
+        level: the noise that was measured, in 8-bit levels, where the network is to find it by itself; it is told it in
+            a second pass, if it took out less than `LEAST_FOUND` of that.
     """
 
     task: str
@@ -236,11 +236,12 @@ class Engine:
         if wishes.consistent and any(need.task != "jpeg" for need in needs):
             more = ", ".join(need.task for need in needs if need.task != "jpeg")
             raise OptionError(f"After '{more}' nothing is consistent with a JPEG: give --task jpeg or no --consistent.")
+        compressed = picture.lossy or any(need.task == "jpeg" for need in needs)
         steps = (
             _decompress(picture, need, wishes, data if jpeg else b"", name)
             if need.task == "jpeg"
             else Step(need.task, level=need.sigma)
-            if measured
+            if measured and not compressed
             else Step(need.task, Hints(sigma=need.sigma))
             for need in needs
         )

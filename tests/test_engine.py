@@ -198,12 +198,13 @@ def test_noise_that_is_not_the_same_everywhere_is_better_found_than_told() -> No
 
 
 @pytest.mark.parametrize("strength", [1, 0.5])
-def test_noise_that_was_compressed_is_taken_out_too(strength: float) -> None:
+@pytest.mark.parametrize("known", [True, False], ids=["JPEG", "PNG of a JPEG"])
+def test_noise_that_was_compressed_is_taken_out_too(known: bool, strength: float) -> None:
     clean = np.ascontiguousarray(astronaut()[::2, ::2])
     noisy = as_pixels(GaussianNoise(25)(as_tensor(clean)[0], generator_for("astronaut")).image[None], clean)
     file = encode_jpeg(noisy, 95)
     picture, wishes, engine = read_image(file), Wishes(strength=strength), Engine("small", "cpu")
-    plan = engine.plan(picture, wishes, file)
+    plan = engine.plan(picture, wishes, file) if known else engine.plan(Picture(picture.pixels), wishes)
     result = engine.run(plan, wishes)
     assert [step.task for step in plan.steps] == ["denoise"]
     found = engine.restorer("denoise")(picture.pixels, strength=strength)
