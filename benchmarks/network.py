@@ -1,4 +1,4 @@
-"""The bare networks on one image: milliseconds and, on a GPU, memory beyond what their weights hold.
+"""The bare networks on one image: milliseconds and, on a GPU, memory beyond that of weights and image.
 
 python benchmarks/network.py [--device cuda] [--sides 1024,2048] [--models NAMES] [--repeat 5]
 """

@@ -56,7 +56,8 @@ class Wishes:
             array (H, W), not 0 = missing. With "auto" it means inpainting.
         consistent: project a decompressed JPEG onto the images that its file could have come from; None: where the
             picture is that file.
-        strength: 1 the network's image, 0 the input, between them their mixture.
+        strength: 1 the network's image, 0 the input, between them their mixture, from which a result that is to be
+            consistent with its file is made.
         ensemble: restore all eight flips and rotations and take the mean.
     """
 
@@ -110,14 +111,14 @@ def check_quality(quality: int | None) -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """One pass of one network.
+    """The part of one network.
 
     Attributes:
         task: of the network.
         hints: what the network is told.
         afterwards: what is done to its image.
-        level: the noise that was measured, in 8-bit levels, where the network is to find it by itself; it is told it in
-            a second pass, if it took out less than `LEAST_FOUND` of that.
+        level: the noise that was measured, in 8-bit levels, where `hints` leave it to the network to find it; if that
+            took out less than `LEAST_FOUND` of it, it is told in a second pass.
     """
 
     task: str
@@ -237,15 +238,15 @@ class Engine:
             more = ", ".join(need.task for need in needs if need.task != "jpeg")
             raise OptionError(f"After '{more}' nothing is consistent with a JPEG: give --task jpeg or no --consistent.")
         compressed = picture.lossy or any(need.task == "jpeg" for need in needs)
-        steps = (
-            _decompress(picture, need, wishes, data if jpeg else b"", name)
-            if need.task == "jpeg"
-            else Step(need.task, level=need.sigma)
-            if measured and not compressed
-            else Step(need.task, Hints(sigma=need.sigma))
-            for need in needs
-        )
-        return Plan(tuple(steps), found, picture)
+
+        def step(need: Need) -> Step:
+            if need.task == "jpeg":
+                return _decompress(picture, need, wishes, data if jpeg else b"", name)
+            if measured and not compressed:
+                return Step(need.task, level=need.sigma)
+            return Step(need.task, Hints(sigma=need.sigma))
+
+        return Plan(tuple(map(step, needs)), found, picture)
 
     def run(self, plan: Plan, wishes: Wishes = Wishes()) -> Pixels:
         """The restored pixels of a plan, as strong and by as many passes as is wished."""
@@ -279,6 +280,7 @@ class Engine:
         restore = self.restorer(step.task).with_rest
         made = restore(given, step.hints, wishes.strength, afterwards)
         if _left_in(step, given, made[0], wishes.strength):
+            del made  # a rest is large
             made = restore(given, _told(step), wishes.strength, afterwards)
         return made
 

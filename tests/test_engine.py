@@ -186,15 +186,28 @@ def test_strength_mixes_what_goes_in_and_what_comes_out_of_all_steps(photo: Pixe
     assert np.abs(half - (full + photo) / 2).max() <= 1
 
 
-def test_noise_that_is_not_the_same_everywhere_is_better_found_than_told() -> None:
-    clean = np.ascontiguousarray(astronaut()[::2, ::2])
-    noise, generator = VaryingNoise(low=5, high=45), generator_for("astronaut")
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_noise_that_is_not_the_same_everywhere_is_better_found_than_told(dtype: type[np.unsignedinteger[Any]]) -> None:
+    clean = astronaut()[::2, ::2].astype(dtype) * (np.iinfo(dtype).max // 255)
+    noise, generator = VaryingNoise(low=0, high=50), generator_for("astronaut")
     noisy = as_pixels(noise(as_tensor(clean)[0], generator).image[None], clean)
     engine = Engine("small", "cpu")
     plan = engine.plan(Picture(noisy), Wishes())
     (step,) = plan.steps
-    told = engine.restorer("denoise")(noisy, Hints(sigma=step.level))
-    assert psnr(engine.run(plan), clean) > psnr(told, clean) + 0.2
+    found, told = (engine.restorer("denoise")(noisy, Hints(sigma=level)) for level in (None, step.level))
+    assert psnr(found, clean) > psnr(told, clean) + 0.3
+    assert np.array_equal(engine.run(plan), found)
+    half = engine.restorer("denoise")(noisy, strength=0.5)
+    assert np.array_equal(engine.run(plan, Wishes(strength=0.5)), half)
+
+
+def test_noise_below_a_compression_that_was_taken_out_is_told() -> None:
+    clean = np.ascontiguousarray(astronaut()[::2, ::2])
+    noisy = as_pixels(GaussianNoise(25)(as_tensor(clean)[0], generator_for("astronaut")).image[None], clean)
+    pixels = read_image(encode_jpeg(noisy, 80)).pixels
+    first, second = Engine("small", "cpu").plan(Picture(pixels), Wishes()).steps
+    assert (first.task, second.task, second.level) == ("jpeg", "denoise", None)
+    assert second.hints.sigma == pytest.approx(25, abs=4)
 
 
 @pytest.mark.parametrize("strength", [1, 0.5])
@@ -206,7 +219,8 @@ def test_noise_that_was_compressed_is_taken_out_too(known: bool, strength: float
     picture, wishes, engine = read_image(file), Wishes(strength=strength), Engine("small", "cpu")
     plan = engine.plan(picture, wishes, file) if known else engine.plan(Picture(picture.pixels), wishes)
     result = engine.run(plan, wishes)
-    assert [step.task for step in plan.steps] == ["denoise"]
+    (step,) = plan.steps
+    assert step.task == "denoise" and (step.level is None) == known
     found = engine.restorer("denoise")(picture.pixels, strength=strength)
     assert psnr(found, clean) < psnr(picture.pixels, clean) + 1  # the network takes it for the picture
     assert psnr(result, clean) > psnr(picture.pixels, clean) + 4 * strength
