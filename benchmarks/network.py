@@ -22,7 +22,10 @@ from irae.weights import load_network
 
 @torch.inference_mode()
 def measure(network: nn.Module, image: Tensor, cond: Tensor, precision: str, repeat: int) -> tuple[float, float]:
-    """Seconds of one pass, the shortest of `repeat` after two to warm up, and the peak of memory in MiB (GPUs only)."""
+    """Seconds of one pass, the shortest of `repeat` after two to warm up, and the peak of memory in MiB (GPUs only).
+
+    Shape: image (1, 3, H, W) in [0, 1], cond (1, 2, 1, 1) as `irae.conditions.noise_condition` makes it.
+    """
     cuda = image.device.type == "cuda"
     held, times = torch.cuda.memory_allocated() if cuda else 0, []
     with autocast(image.device, precision):

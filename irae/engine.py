@@ -290,6 +290,12 @@ def _left_in(step: Step, given: Pixels, made: Pixels, strength: float) -> bool:
 
     It finds white noise by itself, better than one level says it where the noise is not the same everywhere. Noise
     that was compressed it takes for the picture.
+
+    Args:
+        step: with the level.
+        given, made: what went in and what came out, of one shape and type: (H, W) or (H, W, C), uint8, uint16 or
+            float32 in [0, 1].
+        strength: with which it was made, 0 to 1.
     """
     if step.level is None:
         return False
@@ -302,6 +308,7 @@ def _left_in(step: Step, given: Pixels, made: Pixels, strength: float) -> bool:
 
 
 def _told(step: Step) -> Hints:
+    """What the network is told of a step whose level it did not find."""
     return replace(step.hints, sigma=step.level)
 
 
