@@ -24,10 +24,9 @@ from irae.restorer import (
     Hints,
     OptionError,
     Restorer,
-    as_rgb_image,
     check_mask,
     check_settings,
-    finish,
+    mix,
     pick_device,
     pick_precision,
 )
@@ -56,8 +55,7 @@ class Wishes:
             array (H, W), not 0 = missing. With "auto" it means inpainting.
         consistent: project a decompressed JPEG onto the images that its file could have come from; None: where the
             picture is that file.
-        strength: 1 the network's image, 0 the input, between them their mixture, from which a result that is to be
-            consistent with its file is made.
+        strength: 1 the restored image, 0 the input, between them their mixture.
         ensemble: restore all eight flips and rotations and take the mean.
     """
 
@@ -256,14 +254,12 @@ class Engine:
         for step in plan.steps:
             restorer = self.restorer(step.task)
             restore = partial(ensemble, restorer) if wishes.ensemble else restorer
-            given, afterwards = pixels, _afterwards(step, wishes)
-            pixels = restore(given, step.hints, strength, afterwards)
+            given = pixels
+            pixels = restore(given, step.hints, strength, step.afterwards)
             if _left_in(step, given, pixels, strength):
-                pixels = restore(given, _told(step), strength, afterwards)
-        if several and wishes.strength < 1:  # of the picture and what came of all steps; in strips, as it is in floats
-            for top in range(0, len(pixels), 256):
-                given, made = (array[top : top + 256] for array in (before, pixels))
-                made[:] = finish(as_rgb_image(given), as_rgb_image(made), given, Hints(), wishes.strength, None)
+                pixels = restore(given, _told(step), strength, step.afterwards)
+        if several and wishes.strength < 1:
+            mix(before, pixels, wishes.strength)  # the picture and what came of all steps
         return pixels
 
     def run_with_rest(self, plan: Plan, wishes: Wishes = Wishes()) -> tuple[Pixels, bytes]:
@@ -276,12 +272,11 @@ class Engine:
         if len(plan.steps) != 1:
             raise OptionError("A rest is kept of exactly one step of restoration: name it with --task.")
         step = plan.steps[0]
-        given, afterwards = plan.picture.pixels, _afterwards(step, wishes)
-        restore = self.restorer(step.task).with_rest
-        made = restore(given, step.hints, wishes.strength, afterwards)
+        given, restore = plan.picture.pixels, self.restorer(step.task).with_rest
+        made = restore(given, step.hints, wishes.strength, step.afterwards)
         if _left_in(step, given, made[0], wishes.strength):
             del made  # a rest is large
-            made = restore(given, _told(step), wishes.strength, afterwards)
+            made = restore(given, _told(step), wishes.strength, step.afterwards)
         return made
 
 
@@ -310,11 +305,6 @@ def _left_in(step: Step, given: Pixels, made: Pixels, strength: float) -> bool:
 def _told(step: Step) -> Hints:
     """What the network is told of a step whose level it did not find."""
     return replace(step.hints, sigma=step.level)
-
-
-def _afterwards(step: Step, wishes: Wishes) -> Afterwards | None:
-    """What follows the network; nothing where nothing of it is wished: narrowed bins would change the input, too."""
-    return step.afterwards if wishes.strength else None
 
 
 def _asked_jpeg(picture: Picture, wishes: Wishes, file: bool) -> Need:

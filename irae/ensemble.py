@@ -89,8 +89,8 @@ def ensemble(
             np.add(total, view.back(image), out=total)
             return image
 
-        restorer(view.of(pixels), view.hints(hints, pixels.shape[:2]), strength, collect)
-    return finish(as_rgb_image(pixels), as_rgb_image(total / len(VIEWS)), pixels, hints, 1.0, afterwards)
+        restorer(view.of(pixels), view.hints(hints, pixels.shape[:2]), afterwards=collect)
+    return finish(as_rgb_image(pixels), as_rgb_image(total / len(VIEWS)), pixels, hints, strength, afterwards)
 
 
 def _transposed(tables: JpegTables) -> JpegTables:

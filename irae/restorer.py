@@ -119,9 +119,17 @@ class Restorer:
             pixels: (H, W) or (H, W, 3), uint8, uint16 or float32.
             hints: what is known beside them.
             strength: 1 gives the network's image, 0 the input, between them their mixture.
-            afterwards: changes the mixture before it is rounded.
+            afterwards: changes the network's image before it is mixed and rounded.
         """
         self._check(pixels, hints, strength)
+        if afterwards is not None and strength < 1:
+
+            def mixed(image: NDArray[np.float32]) -> NDArray[np.float32]:
+                image = afterwards(image)
+                mix(pixels, image, strength)
+                return image
+
+            return self(pixels, hints, afterwards=mixed)
         above, before = (0, 0) if hints.grid is None else (at % GRID_STEP for at in hints.grid)
         if above or before:
             assert hints.grid is not None
@@ -377,15 +385,24 @@ def finish(
     image: Tensor, restored: Tensor, pixels: Pixels, hints: Hints, strength: float, afterwards: Afterwards | None
 ) -> Pixels:
     """The pixels of a restored image like those it was made from, known ones untouched."""
-    mixed = torch.lerp(image, restored, strength)
     if afterwards is not None:
-        mixed = as_tensor(afterwards(as_pixels(mixed, pixels.astype(np.float32))))
-    result = as_pixels(mixed, pixels)
+        restored = as_tensor(afterwards(as_pixels(restored, pixels.astype(np.float32)))).to(image)
+    result = as_pixels(torch.lerp(image, restored, strength), pixels)
     if hints.mask is None:
         return result
     merged = pixels.copy()
     merged[hints.mask] = result[hints.mask]
     return merged
+
+
+def mix(given: Pixels, made: Pixels, strength: float) -> None:
+    """Turn `made` into the mixture of what was given, at strength 0, and itself, at 1.
+
+    Both (H, W) or (H, W, 3), of one or two of the dtypes of images. In strips, as it is done in floats.
+    """
+    for top in range(0, len(given), 256):
+        before, after = (array[top : top + 256] for array in (given, made))
+        after[:] = as_pixels(torch.lerp(as_rgb_image(before), as_rgb_image(after), strength), after)
 
 
 @cache

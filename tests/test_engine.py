@@ -230,11 +230,15 @@ def test_noise_that_was_compressed_is_taken_out_too(known: bool, strength: float
 
 
 @pytest.mark.parametrize("ensemble", [False, True])
-def test_strength_0_leaves_a_jpeg_as_it_is(engines: dict[str, Engine], photo: Pixels, ensemble: bool) -> None:
+def test_strength_mixes_a_jpeg_and_its_restoration(engines: dict[str, Engine], photo: Pixels, ensemble: bool) -> None:
     file = encode_jpeg(photo, 97)
-    picture, wishes = read_image(file), Wishes("jpeg", strength=0, ensemble=ensemble)
+    picture, wishes = read_image(file), Wishes("jpeg", ensemble=ensemble)
     engine = engines["jpeg"]
-    assert np.array_equal(engine.run(engine.plan(picture, wishes, file), wishes), picture.pixels)
+    plan = engine.plan(picture, wishes, file)
+    none, half, full = (engine.run(plan, replace(wishes, strength=s)).astype(float) for s in (0, 0.5, 1))
+    inside = (full > 0) & (full < 255)
+    assert np.array_equal(none, picture.pixels) and np.abs(full - none).max() > 4
+    assert np.abs(half - (full + none) / 2)[inside].max() <= 1
 
 
 def test_what_follows_a_decompression_is_consistent_with_no_file(photo: Pixels) -> None:
