@@ -1,6 +1,7 @@
 """Reads and writes image files without touching what is not restored.
 
-Pixels stay in their stored orientation; alpha, the EXIF block, the ICC profile and the resolution in dpi are kept.
+Pixels stay in their stored orientation; alpha, the EXIF block, the ICC profile and the resolution in dpi are kept,
+and from PNG to PNG its own words on colour.
 """
 
 import functools
@@ -11,7 +12,7 @@ import struct
 import threading
 import warnings
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,6 +47,7 @@ _DESCRIPTIVE = frozenset({270, 271, 272, _ORIENTATION, 282, 283, 296, 305, 306, 
 _QUIET = logging.NullHandler()
 _PILLOW = threading.Lock()  # its limit of pixels is one for all threads
 _TRUNCATED = "is truncated: get a whole copy of the file"
+_PNG_COLOUR = {b"cICP": 4, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}  # chunks, and the bytes that each has
 _MOST_PROFILE = 1 << 24  # bytes of an ICC profile; a PNG can hold gigabytes of one in little
 
 
@@ -62,6 +64,7 @@ class Picture:
     format: that of the file it was read from; lossy: JPEG, or WebP that is not lossless.
     exif: the EXIF block, from its TIFF header on (no "Exif" prefix); icc: the ICC profile.
     dpi: pixels per inch, across and down, 1 to 65,535: how large it is printed.
+    png_colour: the bodies of the chunks cICP, sRGB, gAMA and cHRM of a PNG, which say what its values mean.
     """
 
     pixels: np.ndarray
@@ -71,6 +74,7 @@ class Picture:
     exif: bytes | None = None
     icc: bytes | None = None
     dpi: tuple[float, float] | None = None
+    png_colour: dict[bytes, bytes] = field(default_factory=dict)
 
     @property
     def orientation(self) -> int:
@@ -336,7 +340,9 @@ def _read_png(data: bytes, max_pixels: int) -> Picture:
     if colour in (0, 2) and b"tRNS" in chunks:
         samples = np.dstack([samples, _keyed_alpha(samples, chunks[b"tRNS"][0], depth)])
     exif, profile, size = (chunks.get(kind, [b""])[0] for kind in (b"eXIf", b"iCCP", b"pHYs"))
-    return _picture(samples, "PNG", exif, _png_profile(profile), dpi=_png_dpi(size))
+    picture = _picture(samples, "PNG", exif, _png_profile(profile), dpi=_png_dpi(size))
+    said = {kind: chunks[kind][0] for kind in _PNG_COLOUR if kind in chunks}
+    return replace(picture, png_colour={kind: body for kind, body in said.items() if len(body) == _PNG_COLOUR[kind]})
 
 
 def _png_chunks(data: bytes) -> dict[bytes, list[Any]]:
@@ -501,7 +507,8 @@ def encode_image(picture: Picture, format: str) -> bytes:
     PNG, TIFF (not compressed), BMP and WebP are lossless, though WebP makes RGB of grey; JPEG has
     quality 95 and full colour resolution. The EXIF block is written byte for byte, except in TIFF,
     which takes its descriptive tags with the EXIF and GPS tables, and in BMP, which holds no metadata.
-    A grey ICC profile is left out of WebP, which has no place for dpi either.
+    A grey ICC profile is left out of WebP, which has no place for dpi either. What a PNG says of
+    colour beside a profile is written in PNG alone.
 
     Raises ImageError when the format cannot hold the picture: 16 bits elsewhere than in PNG and TIFF,
     alpha in JPEG or BMP, an orientation in BMP, sides too long.
@@ -555,10 +562,14 @@ def _samples(picture: Picture) -> np.ndarray:
 
 
 def _encode_by_pillow(picture: Picture, format: str) -> bytes:
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
+    colour = PngImagePlugin.PngInfo()
+    for kind, body in picture.png_colour.items():
+        colour.add(kind, body)
     settings: dict[str, dict[str, Any]] = {
-        "PNG": {"compress_level": 1},  # restored photographs get no larger than by default, in a third of the time
+        # restored photographs get no larger than by default, in a third of the time
+        "PNG": {"compress_level": 1, "pnginfo": colour},
         "JPEG": {"quality": 95, "subsampling": 0},
         "WEBP": {"lossless": True, "exact": True},
     }
@@ -590,6 +601,9 @@ def _encode_png16(picture: Picture) -> bytes:
     parts = [_PNG_START, *_png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))]
     if picture.icc:
         parts += _png_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc))
+    for kind, body in picture.png_colour.items():
+        if not (kind == b"sRGB" and picture.icc):  # PNG forbids both
+            parts += _png_chunk(kind, body)
     if picture.exif:
         parts += _png_chunk(b"eXIf", picture.exif)
     if picture.dpi:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -500,6 +501,24 @@ def test_the_resolution_is_kept(source, target):
     data = encode_image(read, target)
     assert Image.open(io.BytesIO(data)).info["dpi"] == pytest.approx(DPI, abs=0.02)
     assert encode_image(read_image(data), target) == data or target == "JPEG"
+
+
+@pytest.mark.parametrize("profile", [None, ICC], ids=["alone", "beside a profile"])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_what_a_png_says_of_colour_is_kept(depth, profile):
+    gamma, display_p3, srgb = struct.pack(">I", 45_455), bytes([12, 13, 0, 1]), b"\1"
+    whites = struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+    said = {b"cICP": display_p3, b"sRGB": srgb, b"gAMA": gamma, b"cHRM": whites}
+    rows = [r.astype(f">u{depth // 8}").tobytes() for r in (U8 if depth == 8 else U16)[3]]
+    read = read_image(png(WIDTH, HEIGHT, depth, 2, rows, *said.items()))
+    data = encode_image(replace(read, icc=profile), "PNG")
+    kept = {kind: body for kind, body in said.items() if not (profile and kind == b"sRGB")}  # never beside a profile
+    assert read_image(data).png_colour == kept
+    pixels_at = data.index(b"IDAT")
+    assert all(data.index(png_chunk(kind, body)) < pixels_at for kind, body in kept.items())
+    assert Image.open(io.BytesIO(data)).info["gamma"] == pytest.approx(0.45455)
+    broken = png(WIDTH, HEIGHT, depth, 2, rows, (b"gAMA", gamma + b"\0"))
+    assert read_image(broken).png_colour == {}
 
 
 def test_a_resolution_that_nobody_gave_is_not_made_up():
