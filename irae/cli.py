@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="irae",
-    help="Restore images with an invertible autoencoder.",
+    help="Restore images with an invertible autoencoder.\n\n"
+    "Exit code 0: all done, 1: a part failed, 2: nothing could start, 130: stopped by Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -42,6 +43,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 Task = StrEnum("Task", "auto denoise photo jpeg inpaint")
 Device = StrEnum("Device", "auto cpu cuda mps")
 Precision = StrEnum("Precision", "auto fp32 bf16 fp16")
+TrainingPrecision = StrEnum("TrainingPrecision", "auto fp32 bf16")
 Format = StrEnum("Format", "png tiff jpeg webp bmp")
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="Weights by name (`irae models`) or path.")]
@@ -503,7 +505,9 @@ def train(
     ] = None,
     data_root: RootOption = None,
     device: DeviceOption = Device.auto,
-    precision: Annotated[Precision, typer.Option("--precision", help="bf16 or fp32.")] = Precision.auto,
+    precision: Annotated[
+        TrainingPrecision, typer.Option("--precision", help="Of the convolutions; auto takes the faster one.")
+    ] = TrainingPrecision.auto,
     max_minutes: Annotated[float, typer.Option("--max-minutes", help="Stop then, with a checkpoint.")] = math.inf,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
     every: Annotated[int, typer.Option("--every", min=1, help="Steps between evaluations.")] = 1000,
