@@ -1,10 +1,12 @@
 """Which network and which recipe learn most in a given time: short runs of variants of a recipe, one table.
 
     python benchmarks/search.py denoise [--minutes 8] [--seeds 1] [--variants "as it is;width 96"] [--threads 1]
+    python benchmarks/search.py denoise --go-on 3e-4 --variants "as it is;MSE"
 
-Every variant is trained from scratch for the same time, its learning rate going down a cosine, and measured by PSNR on
-the held-out training images, and on the same made vivid: halved, so that their colour is as fine as their brightness,
-which JPEG had taken from them, and twice as saturated. The steps that a variant makes in that time are measured before.
+Every variant is trained for the same time, from scratch or from the shipped weights, its learning rate going down a
+cosine, and measured by PSNR on the held-out training images, and on the same made vivid: halved, so that their colour
+is as fine as their brightness, which JPEG had taken from them, and twice as saturated. The steps that a variant makes
+in that time are measured before.
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ VARIANTS: dict[str, Changes] = {
     "patch 96": {"stage": {"batch": 14, "patch": 96}},
     "patch 48": {"stage": {"batch": 57, "patch": 48}},
     "MSE": {"stage": {"loss": "mse"}},
+    "PSNR": {"stage": {"loss": "psnr"}},
     "Charbonnier": {"stage": {"loss": "charbonnier"}},
     "BSD400 alone": {"data": {"sets": ("bsd400",)}},
     "no shrinking": {"data": {"shrink": 0.0}},
@@ -85,6 +88,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="Of training a run.")] = 8.0,
     seeds: Annotated[int, typer.Option(help="Runs of a variant.")] = 1,
     variants: Annotated[str, typer.Option(help="By name, semicolons between; all by default.")] = ";".join(VARIANTS),
+    go_on: Annotated[float, typer.Option(help="Begin with the shipped weights, at this peak rate.")] = 0.0,
     threads: Annotated[int, typer.Option(help="Of a CPU.")] = 1,
     device: Annotated[str, typer.Option()] = "cpu",
     precision: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
@@ -95,6 +99,8 @@ def main(
     torch.set_num_threads(threads)
     console = Console(width=200, soft_wrap=True, highlight=False)
     recipe = load_recipe(RECIPES / f"{name}.toml")
+    recipe = replace(recipe, start=name if go_on else "")
+    recipe = replace(recipe, optimiser=replace(recipe.optimiser, lr=go_on or recipe.optimiser.lr))
     training, held_out = load_training_images(recipe.data)
     options = Options(device=device, precision=precision, workers=workers, compile=compile)
     console.print("| variant | parameters | MAC/pixel | steps | PSNR (dB) by seed | mean | vivid |")
@@ -117,7 +123,7 @@ def changed(recipe: Recipe, changes: Changes) -> Recipe:
     first = recipe.stages[0]
     stage = replace(Stage(1, first.batch, first.patch, first.loss), **changes.get("stage", {}))
     optimiser = replace(recipe.optimiser, average=0.99)
-    recipe = replace(recipe, stages=(stage,), optimiser=optimiser, start="")
+    recipe = replace(recipe, stages=(stage,), optimiser=optimiser)
     sections = {key: replace(getattr(recipe, key), **values) for key, values in changes.items() if key != "stage"}
     return replace(recipe, **sections)
 
