@@ -154,8 +154,8 @@ def robust(
     looks: dict[str, Callable[[Image], Image]] = {
         "as they are": lambda image: image,
         "grey": lambda image: cv2.cvtColor(image, cv2.COLOR_RGB2GRAY),
-        "halved": _halved,
-        "halved, vivid": lambda image: _vivid(_halved(image)),
+        "halved": halved,
+        "halved, vivid": lambda image: vivid(halved(image)),
     }
     rows = [("as they are", noise) for noise in noises]
     rows += [(look, f"noise {sigma}") for look in list(looks)[1:] for sigma in (15, 25, 50)]
@@ -176,12 +176,12 @@ def robust(
     Console(width=120).print(table)
 
 
-def _halved(image: Image) -> Image:
+def halved(image: Image) -> Image:
     """Shrunk by area averaging, so that colour has the resolution of light."""
     return np.asarray(cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def _vivid(image: Image) -> Image:
+def vivid(image: Image) -> Image:
     """Twice as far from grey."""
     grey = image.mean(2, keepdims=True)
     return np.rint((grey + 2 * (image - grey)).clip(0, 255)).astype(np.uint8)

@@ -19,13 +19,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
 
-import cv2
-import kornia.enhance
 import torch
 import typer
+from quality import halved, vivid
 from rich.console import Console
 
-from irae.degrade import from_pixels, to_pixels
 from irae.models.baselines import build_network
 from irae.training.data import Image, PatchBatches, load_training_images
 from irae.training.recipe import Recipe, Stage, load_recipe
@@ -112,10 +110,10 @@ def main(
         network = build_network(trial.model)
         size = f"{sum(p.numel() for p in network.parameters()):,d} | {mac_per_pixel(network):,d}"
         scores = ", ".join(" / ".join(f"{value:.3f}" for value in metrics.values()) for _, metrics, _ in found)
-        average, vivid = (
+        usual, colourful = (
             mean(mean(metrics.values()) for metrics in column) for column in list(zip(*found, strict=True))[1:]
         )
-        console.print(f"| {variant} | {size} | {found[0][0]} | {scores} | {average:.3f} | {vivid:.3f} |")
+        console.print(f"| {variant} | {size} | {found[0][0]} | {scores} | {usual:.3f} | {colourful:.3f} |")
 
 
 def changed(recipe: Recipe, changes: Changes) -> Recipe:
@@ -138,14 +136,8 @@ def run(
     training_run = Run(recipe, Path(), options)
     for batch in training_run.loader(batches):
         training_run.update(batch)
-    vivid = {name: made_vivid(image) for name, image in held_out.items()}
-    return steps, training_run.measure(held_out, batches), training_run.measure(vivid, batches)
-
-
-def made_vivid(image: Image) -> Image:
-    """Half as large by area averaging, and twice as saturated; (H, W, 3) RGB, uint8."""
-    half = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    return to_pixels(kornia.enhance.adjust_saturation(from_pixels(half), 2.0))
+    colourful = {name: vivid(halved(image)) for name, image in held_out.items()}
+    return steps, training_run.measure(held_out, batches), training_run.measure(colourful, batches)
 
 
 def seconds_a_step(recipe: Recipe, training: list[Image], options: Options) -> float:
