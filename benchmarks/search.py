@@ -85,7 +85,7 @@ def main(
     name: Annotated[str, typer.Argument(help="A recipe.")],
     minutes: Annotated[float, typer.Option(help="Of training a run.")] = 8.0,
     seeds: Annotated[int, typer.Option(help="Runs of a variant.")] = 1,
-    variants: Annotated[str, typer.Option(help="By name, semicolons between; all by default.")] = ";".join(VARIANTS),
+    variants: Annotated[str, typer.Option(help="By name, semicolons between; all that fit by default.")] = "",
     go_on: Annotated[float, typer.Option(help="Begin with the shipped weights, at this peak rate.")] = 0.0,
     threads: Annotated[int, typer.Option(help="Of a CPU.")] = 1,
     device: Annotated[str, typer.Option()] = "cpu",
@@ -103,7 +103,8 @@ def main(
     options = Options(device=device, precision=precision, workers=workers, compile=compile)
     console.print("| variant | parameters | MAC/pixel | steps | PSNR (dB) by seed | mean | vivid |")
     console.print("|---|---|---|---|---|---|---|")
-    for variant in variants.split(";"):
+    fitting = [key for key, changes in VARIANTS.items() if not go_on or not {"model", "optimiser"} & set(changes)]
+    for variant in variants.split(";") if variants else fitting:
         trial = changed(recipe, VARIANTS[variant])
         images = training if trial.data.sets == recipe.data.sets else load_training_images(trial.data)[0]
         found = [run(replace(trial, seed=seed), images, held_out, options, minutes) for seed in range(seeds)]

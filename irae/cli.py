@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="irae",
     help="Restore images with an invertible autoencoder.\n\n"
-    "Exit code 0: all done, 1: a part failed, 2: nothing could start, 130: stopped by Ctrl-C.",
+    "Exit code 0: all done, 1: a file or another part failed, 2: nothing could start, 130: stopped by Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},

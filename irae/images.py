@@ -126,8 +126,8 @@ def read_image(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, name
 
     Reads 8- and 16-bit PNG and TIFF, JPEG, WebP and BMP. Palettes and 1- to 4-bit images are expanded
     to 8 bits, transparent colours become an alpha channel, premultiplied TIFF alpha is made straight.
-    A broken EXIF block or ICC profile is dropped. The EXIF block of a TIFF is built from its
-    descriptive tags: orientation, camera, dates, author, resolution, EXIF and GPS tables.
+    A broken EXIF block, ICC profile or colour chunk is dropped. The EXIF block of a TIFF is built from
+    its descriptive tags: orientation, camera, dates, author, resolution, EXIF and GPS tables.
 
     Raises ImageError for all that would not be read whole and right: damaged or truncated files, more
     than max_pixels pixels (told before decoding), CMYK, animations, several pages, float TIFF, other

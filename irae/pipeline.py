@@ -70,6 +70,7 @@ def restore(
     device: str = "auto",
     precision: str = "auto",
     max_pixels: int = MAX_PIXELS,
+    strength: float = 1.0,
 ) -> Pixels:
     """Restore an image.
 
@@ -83,6 +84,7 @@ def restore(
         jpeg_quality, consistent, ensemble: see `irae.engine.Wishes`.
         model, device, precision: see `irae.engine.Engine`.
         max_pixels: an image file of more pixels is refused before it is decoded.
+        strength: see `irae.engine.Wishes`.
 
     Returns:
         The restored image, dtype and shape as `image`. Integers are clipped and rounded, floats are neither.
@@ -90,7 +92,7 @@ def restore(
     Raises:
         IraeError: anything that the caller can mend; one sentence.
     """
-    wishes = Wishes(task, sigma, jpeg_quality, mask, consistent, ensemble=ensemble)
+    wishes = Wishes(task, sigma, jpeg_quality, mask, consistent, strength, ensemble)
     engine = Engine(model, device, precision)
     if isinstance(image, (str, Path)):
         data = read_file(Path(image))
@@ -378,6 +380,8 @@ def _restore(job: Job, data: bytes, engine: Engine, settings: Settings) -> tuple
     restored = replace(plan.picture, pixels=pixels)
     if settings.compare:
         both = Picture(side_by_side({"input": picture.upright, "restored": restored.upright}))
+        if picture.pixels.ndim == 3:  # a grey profile says nothing of colours
+            both = replace(both, icc=picture.icc, png_colour=picture.png_colour)
         contents[compare_path(job.target)] = encode_image(both, "PNG")
     contents[job.target] = _encode_exactly(restored, format) if settings.keep_rest else encode_image(restored, format)
     return contents, plan, pixels.shape[0] * pixels.shape[1]

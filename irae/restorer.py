@@ -40,7 +40,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", "fp32", *DTYPES)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 Afterwards = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""What is done to a restored image (H, W) or (H, W, 3), nominally in [0, 1], before it is rounded."""
+"""What is done to a restored image (H, W) or (H, W, 3), nominally in [0, 1], before it is mixed with the input and
+rounded. The result is mixed in place."""
 REST_FORMAT = "irae-rest-2"
 REST_KEYS = {"weights", "hints", "precision", "settings", "sha256"}
 REST_TENSORS = {"extra", "border", "rounding", "mask", "holes"}
@@ -118,19 +119,19 @@ class Restorer:
         Args:
             pixels: (H, W) or (H, W, 3), uint8, uint16 or float32.
             hints: what is known beside them.
-            strength: 1 gives the network's image, 0 the input, between them their mixture.
-            afterwards: changes the network's image before it is mixed and rounded.
+            strength: 1 gives the restored image, 0 the input, between them their mixture.
+            afterwards: changes the network's image.
         """
         self._check(pixels, hints, strength)
-        if afterwards is not None and strength < 1:
+        above, before = (0, 0) if hints.grid is None else (at % GRID_STEP for at in hints.grid)
+        if strength < 1 and (afterwards is not None or above or before):
 
             def mixed(image: NDArray[np.float32]) -> NDArray[np.float32]:
-                image = afterwards(image)
+                image = image if afterwards is None else afterwards(image)
                 mix(pixels, image, strength)
                 return image
 
             return self(pixels, hints, afterwards=mixed)
-        above, before = (0, 0) if hints.grid is None else (at % GRID_STEP for at in hints.grid)
         if above or before:
             assert hints.grid is not None
             larger = np.pad(pixels, ((above, 0), (before, 0), (0, 0))[: pixels.ndim], mode="edge")
@@ -140,7 +141,7 @@ class Restorer:
                 image = image[above:, before:]
                 return image if afterwards is None else afterwards(image)
 
-            return self(larger, moved, strength, cut)
+            return self(larger, moved, afterwards=cut)
         with torch.inference_mode(), self._autocast(pixels.dtype):
             if hints.mask is not None:
                 image = as_rgb_image(pixels)
@@ -384,7 +385,10 @@ def check_mask(mask: NDArray[np.bool_], pixels: Pixels) -> None:
 def finish(
     image: Tensor, restored: Tensor, pixels: Pixels, hints: Hints, strength: float, afterwards: Afterwards | None
 ) -> Pixels:
-    """The pixels of a restored image like those it was made from, known ones untouched."""
+    """The pixels of an image (1, 3, H, W) and what a network restored of it, like those it was made from.
+
+    First comes what follows the network, then the mixture by `strength`. Known pixels stay untouched.
+    """
     if afterwards is not None:
         restored = as_tensor(afterwards(as_pixels(restored, pixels.astype(np.float32)))).to(image)
     result = as_pixels(torch.lerp(image, restored, strength), pixels)
@@ -398,7 +402,7 @@ def finish(
 def mix(given: Pixels, made: Pixels, strength: float) -> None:
     """Turn `made` into the mixture of what was given, at strength 0, and itself, at 1.
 
-    Both (H, W) or (H, W, 3), of one or two of the dtypes of images. In strips, as it is done in floats.
+    Both of one shape, (H, W) or (H, W, 3), and any dtype of images. In strips, as it is done in floats.
     """
     for top in range(0, len(given), 256):
         before, after = (array[top : top + 256] for array in (given, made))

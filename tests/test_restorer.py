@@ -15,6 +15,7 @@ import irae
 import irae.restorer as restorer_module
 from irae.errors import IraeError
 from irae.images import Picture, write_image
+from irae.jpeg import standard_tables
 from irae.metrics import psnr, ssim
 from irae.models.irae import RecoverError
 from irae.restorer import Hints, Restorer
@@ -88,6 +89,21 @@ def test_strength_mixes_input_and_result(photo: Pixels, weights_file: Path) -> N
     full, half = restorer(photo).astype(float), restorer(photo, strength=0.5).astype(float)
     inside = (full > 0) & (full < 255)
     assert np.abs(half - (full + photo) / 2)[inside].max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["rgb", "grey", "16 bit"])
+def test_strength_mixes_where_the_grid_of_a_jpeg_begins_anywhere(
+    kind: str, photo: Pixels, task_weights: dict[str, Path]
+) -> None:
+    image = {"rgb": photo, "grey": photo[..., 0], "16 bit": photo.astype(np.uint16) * 257}[kind]
+    restorer = Restorer(model=task_weights["jpeg"], precision="fp32")
+    hints = Hints(tables=standard_tables(30, grey=kind == "grey"), grid=(3, 5))
+    none, half, full = (restorer(image, hints, strength).astype(float) for strength in (0, 0.5, 1))
+    inside = (full > 0) & (full < np.iinfo(image.dtype).max)
+    assert np.array_equal(none, image) and not np.array_equal(full, image)
+    assert np.abs(half - (full + none) / 2)[inside].max() <= 1
+    tripled = restorer(image, hints, 0.5, lambda restored: 3 * restored).astype(float)
+    assert tripled.mean() > half.mean() + 10
 
 
 def test_bf16_is_close_to_float32(photo: Pixels) -> None:

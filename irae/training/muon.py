@@ -55,7 +55,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrices, roughly: singular values between 0.7 and 1.2.
 
-    The quintic Newton-Schulz iteration of Jordan et al. 2024, on a GPU in bfloat16 as there; a CPU without bfloat16
+    The quintic Newton-Schulz iteration of Jordan et al. 2024, with CUDA in bfloat16 as there; a CPU without bfloat16
     takes ten times as long for it as in float32.
 
     Shape: (N, rows, columns) -> the same.

@@ -289,7 +289,8 @@ def load_recipe(path: Path) -> Recipe:
         content = path.read_bytes()
         values = tomllib.loads(content.decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"The recipe {path} cannot be read: {error}.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RecipeError(f"The recipe {path} cannot be read: {reason}.") from error
     try:
         recipe = _build(Recipe, values)
     except (TypeError, ValueError) as error:

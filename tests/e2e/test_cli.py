@@ -211,6 +211,14 @@ def test_compare_shows_both(irae: Run, noisy: Path, tmp_path: Path) -> None:
     assert both.shape[1] > 2 * one.shape[1] and both.shape[0] > one.shape[0]
 
 
+def test_result_and_comparison_say_what_a_png_says_of_colour(irae: Run, tmp_path: Path, photo: NDArray[Any]) -> None:
+    said = {b"cICP": bytes([12, 13, 0, 1])}  # Display P3
+    write_image(tmp_path / "wide.png", Picture(photo, png_colour=said))
+    assert irae(tmp_path / "wide.png", "--compare").code == 0
+    for name in ("wide.restored.png", "wide.restored.png.compare.png"):
+        assert read_image(tmp_path / name).png_colour == said
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
 def test_keep_rest_and_recover(run: Run, tmp_path: Path, photo: NDArray[Any], suffix: str) -> None:
     original = tmp_path / f"photo{suffix}"
