@@ -177,12 +177,12 @@ def robust(
 
 
 def halved(image: Image) -> Image:
-    """Shrunk by area averaging, so that colour has the resolution of light."""
+    """Shrunk by area averaging, so that colour has the resolution of light: (H, W, 3) -> (H / 2, W / 2, 3), uint8."""
     return np.asarray(cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def vivid(image: Image) -> Image:
-    """Twice as far from grey."""
+    """Twice as far from the mean of red, green and blue, clipped: (H, W, 3) -> the same, uint8."""
     grey = image.mean(2, keepdims=True)
     return np.rint((grey + 2 * (image - grey)).clip(0, 255)).astype(np.uint8)
 

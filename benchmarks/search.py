@@ -97,14 +97,17 @@ def main(
     torch.set_num_threads(threads)
     console = Console(width=200, soft_wrap=True, highlight=False)
     recipe = load_recipe(RECIPES / f"{name}.toml")
-    recipe = replace(recipe, start=name if go_on else "")
-    recipe = replace(recipe, optimiser=replace(recipe.optimiser, lr=go_on or recipe.optimiser.lr))
+    fitting = [key for key, changes in VARIANTS.items() if not go_on or not {"model", "optimiser"} & set(changes)]
+    chosen = variants.split(";") if variants else fitting
+    if other := [variant for variant in chosen if variant not in fitting]:
+        raise typer.BadParameter(f"No variants here, or not of the shipped network and --go-on's rate: {other}.")
+    optimiser = replace(recipe.optimiser, lr=go_on or recipe.optimiser.lr)
+    recipe = replace(recipe, start=name if go_on else "", optimiser=optimiser)
     training, held_out = load_training_images(recipe.data)
     options = Options(device=device, precision=precision, workers=workers, compile=compile)
     console.print("| variant | parameters | MAC/pixel | steps | PSNR (dB) by seed | mean | vivid |")
     console.print("|---|---|---|---|---|---|---|")
-    fitting = [key for key, changes in VARIANTS.items() if not go_on or not {"model", "optimiser"} & set(changes)]
-    for variant in variants.split(";") if variants else fitting:
+    for variant in chosen:
         trial = changed(recipe, VARIANTS[variant])
         images = training if trial.data.sets == recipe.data.sets else load_training_images(trial.data)[0]
         found = [run(replace(trial, seed=seed), images, held_out, options, minutes) for seed in range(seeds)]

@@ -64,7 +64,8 @@ class Picture:
     format: that of the file it was read from; lossy: JPEG, or WebP that is not lossless.
     exif: the EXIF block, from its TIFF header on (no "Exif" prefix); icc: the ICC profile.
     dpi: pixels per inch, across and down, 1 to 65,535: how large it is printed.
-    png_colour: the bodies of the chunks cICP, sRGB, gAMA and cHRM of a PNG, which say what its values mean.
+    png_colour: the bodies of the chunks cICP, sRGB, gAMA and cHRM of a PNG by their names, which say what its values
+        mean (W3C, PNG specification, third edition, 11.3.2).
     """
 
     pixels: np.ndarray

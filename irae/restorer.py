@@ -120,7 +120,7 @@ class Restorer:
             pixels: (H, W) or (H, W, 3), uint8, uint16 or float32.
             hints: what is known beside them.
             strength: 1 gives the restored image, 0 the input, between them their mixture.
-            afterwards: changes the network's image.
+            afterwards: changes the network's image; see `Afterwards`.
         """
         self._check(pixels, hints, strength)
         above, before = (0, 0) if hints.grid is None else (at % GRID_STEP for at in hints.grid)
